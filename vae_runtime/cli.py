@@ -1,0 +1,119 @@
+"""What the command lines of this project share: one-sentence errors, exit status 2, and number types with their range."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from vae_runtime.errors import VAEError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says one sentence and exits with 2, and proposes the nearest option for a misspelt one."""
+
+    options: list[str]
+
+    def __init__(self, *, prog: str | None = None, description: str | None = None, help: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description or help,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        word, _, rest = message.partition("unrecognized arguments: ")
+        if rest and not word:
+            unknown = rest.split()[0]
+            near = difflib.get_close_matches(unknown.split("=")[0], sorted(self._known_options()), n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
+            message = f"unknown argument {unknown}{hint}"
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+    def _known_options(self) -> set[str]:
+        known = {option for action in self._actions for option in action.option_strings}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known.update(*(sub._known_options() for sub in action.choices.values()))
+        return known
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: an integer from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, expected an integer") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"got {text[:40]}, expected {low} to {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a finite number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, expected a number") from None
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"got {text[:40]}, expected {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def output(*endings: str) -> Callable[[str], Path]:
+    """An argparse type: a file to write, with one of these endings, in a folder that exists."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a name that ends in {' or '.join(endings)}")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{path.parent} is not a folder; make it first")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text} cannot be written")
+        return path
+
+    return parse
+
+
+def existing_file(text: str) -> str:
+    """An argparse type: the path of a file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return text
+
+
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Call `main` and leave the process: a project error is one line and status 1, a closed pipe is silent."""
+    try:
+        status = main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except VAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = EXIT_FAILURE
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more while it shuts down; give it a place that takes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_FAILURE
+    raise SystemExit(status)

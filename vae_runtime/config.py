@@ -1,0 +1,209 @@
+"""`config.json`, the contract between the trainer and the player, as a frozen dataclass.
+
+The reader is strict, because a model folder may come from anywhere: unknown, missing or doubled keys,
+NaN, `true` for 1, and files above 64 kB are refused with one sentence that names the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vae_runtime.errors import ConfigError, ModelFileError
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+ENCODER_FILE = "encoder.onnx"
+DECODER_FILE = "decoder.onnx"
+LIKELIHOODS = ("mse", "gaussian")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a model and the files beside it may be called: never a path."""
+
+_MAX_BYTES = 64 * 1024
+_MAX_DIGITS = 18
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a model was trained on."""
+
+    name: str
+    """The source as the trainer was given it, without its folder: `avatars`, `faces.zip`, `hf:owner/name`."""
+    count: int
+    """Pictures used for training, the held-out ones not counted."""
+    sha256: str
+    """Digest of the content of the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that the runtime must know of a pair of graphs."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of this file's format."""
+    name: str
+    """The model's short name."""
+    image_size: int
+    """Side S of the square pictures, in pixels."""
+    channels: int = 3
+    """Colour channels: RGB."""
+    latent_dim: int
+    """Length of the code z."""
+    value_range: tuple[float, float] = (0.0, 1.0)
+    """Range of the pixels at both ends of both graphs."""
+    opset: int
+    """ONNX operator set of both graphs."""
+    preset: str
+    """The training preset that made it."""
+    likelihood: str
+    """`mse`: sum of squared errors on [0, 1] pixels; `gaussian`: Gaussian with the optimal variance."""
+    beta: float
+    """Weight of the KL divergence in the loss."""
+    sigma: float
+    """Standard deviation of a pixel around its reconstruction, fitted on held-out pictures, in [0, 1] units."""
+    training_data: TrainingData
+    """What it was trained on."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Held-out figures at export, by name."""
+    model_id: str
+    """The same text in both graphs: it ties the encoder to its decoder."""
+    files: Mapping[str, str]
+    """SHA-256 of each file beside this one, by file name."""
+    prior: str | None = None
+    """File of the fitted prior, one of `files`; null means N(0, I)."""
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            _refuse("format_version", f"{self.format_version}", f"{FORMAT_VERSION}; install a vae_runtime that fits")
+        _check(NAME.fullmatch(self.name) is not None, "name", self.name, "letters, digits, '.', '_', '-', at most 64")
+        _check(8 <= self.image_size <= 1024, "image_size", self.image_size, "8 to 1024")
+        _check(self.channels == 3, "channels", self.channels, "3")
+        _check(1 <= self.latent_dim <= 65536, "latent_dim", self.latent_dim, "1 to 65536")
+        _check(tuple(self.value_range) == (0.0, 1.0), "value_range", self.value_range, "[0, 1]")
+        _check(1 <= self.opset <= 99, "opset", self.opset, "1 to 99")
+        _check(self.likelihood in LIKELIHOODS, "likelihood", self.likelihood, " or ".join(LIKELIHOODS))
+        _check(math.isfinite(self.beta) and self.beta >= 0, "beta", self.beta, "a finite number >= 0")
+        _check(math.isfinite(self.sigma) and self.sigma > 0, "sigma", self.sigma, "a finite number > 0")
+        _check(self.training_data.count >= 0, "training_data.count", self.training_data.count, ">= 0")
+        _check(bool(self.model_id), "model_id", self.model_id, "a text that is not empty")
+        for name in (ENCODER_FILE, DECODER_FILE, *([self.prior] if self.prior is not None else [])):
+            _check(name in self.files, "files", sorted(self.files), f"an entry for {name}")
+        for name, digest in self.files.items():
+            _check(NAME.fullmatch(name) is not None, "files", name, "plain file names")
+            _check(_SHA256.fullmatch(digest) is not None, f"files.{name}", digest, "64 hexadecimal digits")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain builtins, in the order of the fields."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The text of config.json; the same config gives the same text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `config.json` into `folder` and return its path."""
+        path = Path(folder) / CONFIG_FILE
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Parse the text of a config.json; `ConfigError` names the first key that does not fit."""
+        decoded = _decode(cls, _parse(text), "")
+        assert isinstance(decoded, cls)
+        return decoded
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ModelConfig:
+        """Read `folder/config.json`; `ModelFileError` if it cannot be read, `ConfigError` if it does not fit."""
+        path = Path(folder) / CONFIG_FILE
+        try:
+            with path.open("rb") as file:
+                data = file.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise ModelFileError(
+                f"{path}: cannot be read ({error.strerror}); give a folder that holds an exported model"
+            ) from error
+        if len(data) > _MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which no config.json of ours is")
+        try:
+            return cls.from_json(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 text") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+def _refuse(key: str, got: object, expected: str) -> NoReturn:
+    shown = str(got)
+    raise ConfigError(f"{key or 'config.json'}: got {shown[:60]}{'...' if len(shown) > 60 else ''}, expected {expected}")
+
+
+def _check(holds: bool, key: str, got: object, expected: str) -> None:
+    if not holds:
+        _refuse(key, got, expected)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        _refuse("", f"the key {max(keys, key=keys.count)} twice", "each key once")
+    return dict(pairs)
+
+
+def _integer(text: str) -> int:
+    _check(len(text) <= _MAX_DIGITS, "number", text, f"at most {_MAX_DIGITS} digits")
+    return int(text)
+
+
+def _constant(text: str) -> NoReturn:
+    _refuse("number", text, "a finite number")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON that we write ({str(error)[:80]})") from error
+
+
+def _decode(kind: Any, value: Any, key: str) -> Any:
+    """`value` as `kind` says, or a ConfigError that names `key`; nothing is converted but int to float."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_object(kind, value, key)
+    if origin is types.UnionType:
+        return None if value is None else _decode(arguments[0], value, key)
+    if origin is tuple:
+        _check(isinstance(value, list) and len(value) == len(arguments), key, value, f"{len(arguments)} values")
+        return tuple(_decode(item, part, key) for item, part in zip(arguments, value, strict=True))
+    if origin is Mapping:
+        _check(isinstance(value, dict), key, value, "an object")
+        return {name: _decode(arguments[1], part, f"{key}.{name}") for name, part in value.items()}
+    if kind is float and type(value) in (int, float):
+        _check(math.isfinite(value), key, value, "a finite number")
+        return float(value)
+    _check(type(value) is kind, key, f"{type(value).__name__} {value!r}", kind.__name__)
+    return value
+
+
+def _decode_object(kind: type, value: Any, key: str) -> Any:
+    _check(isinstance(value, dict), key, value, "an object")
+    hints = typing.get_type_hints(kind)
+    names = {item.name for item in dataclasses.fields(kind)}
+    _check(not value.keys() - names, key, f"unknown {sorted(value.keys() - names)}", "only known keys")
+    _check(not names - value.keys(), key, f"nothing for {sorted(names - value.keys())}", "every key")
+    prefix = f"{key}." if key else ""
+    return kind(**{name: _decode(hints[name], part, prefix + name) for name, part in value.items()})

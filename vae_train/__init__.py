@@ -1,0 +1,1 @@
+"""Train a convolutional VAE on pictures of faces and export it as two ONNX graphs. Needs torch."""

@@ -1,0 +1,143 @@
+"""The embedded source: cartoon faces drawn by python_avatars (MIT) and rasterised by resvg, each with its labels.
+
+Face `i` depends on the seed and on `i` alone, so a larger set begins with the smaller one, and the number of processes
+does not matter. The parts are named here, and not asked of the library, so that a new release of it changes no face.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TypeAlias
+
+import python_avatars as pa
+import resvg_py
+
+from vae_runtime.images import Pixels, fit_square, load_image
+
+Labels: TypeAlias = dict[str, str]
+
+VERSION = 1
+"""Changes when the same seed would draw another face: it is part of the cache key."""
+
+# The square of the 264 x 280 canvas that is kept: the head fills it, wide hair is cut as in crops of real drawings.
+_VIEW = (30, 12, 204)
+_PROCESS_CHUNK = 32
+_SERIAL_BELOW = 256
+
+_HAIR = (
+    "NONE BIG_HAIR BOB BUN CAESAR CAESAR_SIDE_PART CURLY CURVY DREADS FRIDA FRO FRO_BAND LONG_NOT_TOO_LONG MIA_WALLACE "
+    "SHAGGY SHAGGY_MULLET SHAVED_SIDES SHORT_CURLY SHORT_FLAT SHORT_ROUND SHORT_WAVED SIDES STRAIGHT_1 STRAIGHT_2 "
+    "STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS CURLY_2 ELVIS HALF_SHAVED LONG_HAIR_CURLY LOOSE_HAIR MOHAWK PIXIE "
+    "POMPADOUR QUIFF TWIST_LONG_HAIR WILD"
+).split()
+_HATS = "HAT HIJAB TURBAN WINTER_HAT_1 WINTER_HAT_2 WINTER_HAT_3 WINTER_HAT_4".split()
+_HAIR_COLORS = "AUBURN BLACK BLONDE BLONDE_GOLDEN BROWN BROWN_DARK PASTEL_PINK PLATINUM RED SILVER_GRAY".split()
+_SKINS = "TANNED YELLOW PALE LIGHT BROWN DARK_BROWN BLACK".split()
+_EYES = "CLOSED CRY DEFAULT EYE_ROLL HAPPY HEART SIDE SQUINT SURPRISED WINK".split()
+_EYEBROWS = (
+    "ANGRY_NATURAL ANGRY DEFAULT_NATURAL DEFAULT FLAT_NATURAL FROWN_NATURAL RAISED_EXCITED_NATURAL RAISED_EXCITED "
+    "SAD_CONCERNED_NATURAL SAD_CONCERNED UP_DOWN_NATURAL UP_DOWN"
+).split()
+_NOSES = "DEFAULT SMALL WIDE".split()
+_MOUTHS = "CONCERNED DEFAULT DISBELIEF EATING GRIMACE SAD SCREAM_OPEN SERIOUS SMILE TONGUE TWINKLE BIG_SMILE".split()
+_BEARDS = "BEARD_LIGHT BEARD_MAGESTIC BEARD_MEDIUM MOUSTACHE_FANCY MOUSTACHE_MAGNUM".split()
+_GLASSES = "KURT PRESCRIPTION_1 PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS".split()
+_CLOTHES = (
+    "BLAZER_SHIRT BLAZER_SWEATER COLLAR_SWEATER HOODIE OVERALL SHIRT_CREW_NECK SHIRT_SCOOP_NECK SHIRT_V_NECK"
+).split()
+_CLOTHES_COLORS = (
+    "BLACK BLUE_01 BLUE_02 BLUE_03 GRAY_01 GRAY_02 HEATHER PASTEL_BLUE PASTEL_GREEN PASTEL_ORANGE PASTEL_YELLOW PINK "
+    "RED WHITE"
+).split()
+_BACKGROUNDS = {
+    "WHITE": "#FFFFFF",
+    "SKY": "#CFE8FC",
+    "MINT": "#D3F2DF",
+    "SAND": "#F6E7CB",
+    "ROSE": "#FADADD",
+    "LILAC": "#E2DAF5",
+    "SLATE": "#9FB0C3",
+}
+
+
+def choose_attributes(seed: int, index: int) -> Labels:
+    """The attributes of face `index`: hair, hat, hair_color, skin, glasses, beard, mouth, clothes and the rest."""
+    # Strings seed `random` through SHA-512, the same on every machine and Python.
+    rng = random.Random(f"{VERSION}/{seed}/{index}")
+    hat = rng.choice(_HATS) if rng.random() < 0.15 else "NONE"
+    return {
+        "hair": "NONE" if hat != "NONE" else rng.choice(_HAIR),
+        "hat": hat,
+        "hair_color": rng.choice(_HAIR_COLORS),
+        "skin": rng.choice(_SKINS),
+        "eyes": "DEFAULT" if rng.random() < 0.4 else rng.choice(_EYES),
+        "eyebrows": rng.choice(_EYEBROWS),
+        "nose": rng.choice(_NOSES),
+        "mouth": rng.choice(_MOUTHS),
+        "beard": rng.choice(_BEARDS) if rng.random() < 0.3 else "NONE",
+        "glasses": rng.choice(_GLASSES) if rng.random() < 0.35 else "NONE",
+        "clothes": rng.choice(_CLOTHES),
+        "clothes_color": rng.choice(_CLOTHES_COLORS),
+        "background": rng.choice(sorted(_BACKGROUNDS)),
+    }
+
+
+def draw_svg(labels: Labels) -> str:
+    """The SVG text of a face with these attributes, cut to the head."""
+    top = pa.HatType[labels["hat"]] if labels["hat"] != "NONE" else pa.HairType[labels["hair"]]
+    hair_color = pa.HairColor[labels["hair_color"]]
+    clothes_color = pa.ClothingColor[labels["clothes_color"]]
+    svg = pa.Avatar(
+        style=pa.AvatarStyle.TRANSPARENT,
+        top=top,
+        hat_color=clothes_color,
+        eyebrows=pa.EyebrowType[labels["eyebrows"]],
+        eyes=pa.EyeType[labels["eyes"]],
+        nose=pa.NoseType[labels["nose"]],
+        mouth=pa.MouthType[labels["mouth"]],
+        facial_hair=pa.FacialHairType[labels["beard"]],
+        skin_color=pa.SkinColor[labels["skin"]],
+        hair_color=hair_color,
+        facial_hair_color=hair_color,
+        accessory=pa.AccessoryType[labels["glasses"]],
+        clothing=pa.ClothingType[labels["clothes"]],
+        clothing_color=clothes_color,
+        shirt_graphic=pa.ClothingGraphic.NONE,
+    ).render()
+    left, top_edge, side = _VIEW
+    head, _, rest = svg.partition(">")
+    head = head.replace('width="264px" height="280px"', f'width="{side}px" height="{side}px"')
+    return head.replace('viewBox="0 0 264 280"', f'viewBox="{left} {top_edge} {side} {side}"') + ">" + rest
+
+
+def draw(index: int, size: int, seed: int) -> tuple[Pixels, Labels]:
+    """Face `index` as uint8 (size, size, 3) with its attributes."""
+    labels = choose_attributes(seed, index)
+    png = resvg_py.svg_to_bytes(
+        svg_string=draw_svg(labels), width=size, background=_BACKGROUNDS[labels["background"]], skip_system_fonts=True
+    )
+    return fit_square(load_image(bytes(png)), size), labels
+
+
+def draw_many(count: int, size: int, seed: int, processes: int | None = None) -> Iterator[tuple[Pixels, Labels]]:
+    """Faces 0 to count - 1 in order, drawn by `processes` processes (as many as there are cores if not given)."""
+    one = partial(draw, size=size, seed=seed)
+    workers = processes or len(_usable_cores())
+    if workers == 1 or count < _SERIAL_BELOW:
+        yield from map(one, range(count))
+        return
+    # Spawned, not forked: the parent may hold threads of torch and of ONNX Runtime.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from islice(pool.map(one, range(count), chunksize=_PROCESS_CHUNK), count)
+
+
+def _usable_cores() -> Sequence[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)

@@ -1,0 +1,118 @@
+"""Checkpoints that survive a kill, a full disk and a flipped bit: safetensors for the arrays, JSON for the rest.
+
+`step-000001234.safetensors` holds the tensors and `step-000001234.json` the state and the SHA-256 of the tensors. Each is written
+under a temporary name, flushed to the disk and renamed, the JSON last: a checkpoint without it does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from vae_train.errors import CheckpointError
+
+FORMAT_VERSION = 1
+KEEP = 3
+"""How many of the last checkpoints stay."""
+
+_NAME = re.compile(r"step-(\d{9})\.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on as if it had never stopped."""
+
+    step: int
+    """Optimiser steps taken."""
+    state: dict[str, Any]
+    """Plain JSON values."""
+    tensors: dict[str, Tensor]
+    """Weights, statistics and the optimiser's moments, on the CPU."""
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint, drop all but the last `KEEP`, and return the path of its JSON.
+
+    Raises CheckpointError if the disk does not take it; the ones before stay as they are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cloned: a view would drag its whole storage along, and safetensors refuses shared memory.
+    data = tensors_to_bytes({name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()})
+    record = {
+        "format_version": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "state": checkpoint.state,
+    }
+    path = folder / f"step-{checkpoint.step:09d}.json"
+    try:
+        _write(path.with_suffix(".safetensors"), data)
+        _write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise CheckpointError(f"{path}: a checkpoint of {len(data) / 1e6:.1f} MB could not be written ({error})") from error
+    for old in list(_newest_first(folder))[KEEP:]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of `folder` that is whole, and a sentence for each newer one that is damaged."""
+    damaged = []
+    for path in _newest_first(folder):
+        try:
+            return load(path), damaged
+        except CheckpointError as error:
+            damaged.append(str(error))
+    return None, damaged
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint, named by its .json or .safetensors; CheckpointError if anything is wrong."""
+    path = path.with_suffix(".json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        data = path.with_suffix(".safetensors").read_bytes()
+        if record["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format {record['format_version']}, this version reads {FORMAT_VERSION}")
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise CheckpointError(f"{path.with_suffix('.safetensors')}: damaged, its SHA-256 is not the one noted")
+        return Checkpoint(int(record["step"]), dict(record["state"]), tensors_from_bytes(data))
+    except CheckpointError:
+        raise
+    except Exception as error:  # JSON, keys, the disk, and safetensors' own class
+        raise CheckpointError(f"{path}: not a checkpoint that can be read ({type(error).__name__}: {error})") from error
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    """By the step in the name, not by the clock."""
+    if folder.is_dir():
+        yield from sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the rename itself must reach the disk too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

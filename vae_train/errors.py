@@ -1,0 +1,25 @@
+"""The trainer's errors, under the root that it shares with the runtime."""
+
+from __future__ import annotations
+
+from vae_runtime.errors import VAEError
+
+
+class UsageError(VAEError, ValueError):
+    """A command line that cannot work, found before any data or device is touched."""
+
+
+class DataError(VAEError, ValueError):
+    """A source of pictures that cannot be used."""
+
+
+class CheckpointError(VAEError, OSError):
+    """A checkpoint that is missing, damaged, or of another model."""
+
+
+class TrainingError(VAEError, RuntimeError):
+    """A run that cannot go on."""
+
+
+class ExportError(VAEError, RuntimeError):
+    """An export that was not published, because it failed or its graphs disagree with the model."""
