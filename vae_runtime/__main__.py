@@ -44,7 +44,9 @@ def build_parser() -> Parser:
     between = verbs.add_parser("interpolate", help="the way from one face to another")
     between.add_argument("a", type=existing_file, metavar="A", help="the first picture")
     between.add_argument("b", type=existing_file, metavar="B", help="the last picture")
-    between.add_argument("--steps", type=integer(2, min(MAX_STEPS, 1000)), default=8, help="pictures, both ends counted")
+    between.add_argument(
+        "--steps", type=integer(2, min(MAX_STEPS, 1000)), default=8, help="pictures, both ends counted"
+    )
     between.add_argument("--method", choices=("slerp", "lerp"), default="slerp", help="on the sphere or straight")
     between.add_argument("--fps", type=number(0.1, 50), default=12.0, help="frames a second of a .gif or .webp")
     between.set_defaults(do=interpolate_faces)
@@ -78,8 +80,8 @@ def show_info(arguments: argparse.Namespace) -> None:
     print(f"{'model':<15}{config.name} ({config.preset}), id {config.model_id}")
     print(f"{'pictures':<15}{config.image_size} x {config.image_size} RGB, latent_dim {config.latent_dim}")
     print(f"{'trained on':<15}{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}")
-    for name, value in config.metrics.items():
-        print(f"{name:<23}{value:.4g}")
+    for metric, figure in config.metrics.items():
+        print(f"{metric:<23}{figure:.4g}")
     print(f"{'runs on':<15}{vae.device} ({', '.join(vae.encoder.session.get_providers())})")
     reason = None if vae.device.startswith("cuda") else why_not_cuda()
     print(f"{'CUDA':<15}{reason or 'available'}")

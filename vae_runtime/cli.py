@@ -1,4 +1,4 @@
-"""What the command lines of this project share: one-sentence errors, exit status 2, and number types with their range."""
+"""What the command lines of this project share: one-sentence errors, exit status 2, and types with a range."""
 
 from __future__ import annotations
 

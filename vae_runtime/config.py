@@ -119,8 +119,7 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Parse the text of a config.json; `ConfigError` names the first key that does not fit."""
-        decoded = _decode(cls, _parse(text), "")
-        assert isinstance(decoded, cls)
+        decoded: ModelConfig = _decode(cls, _parse(text), "")
         return decoded
 
     @classmethod
@@ -146,7 +145,9 @@ class ModelConfig:
 
 def _refuse(key: str, got: object, expected: str) -> NoReturn:
     shown = str(got)
-    raise ConfigError(f"{key or 'config.json'}: got {shown[:60]}{'...' if len(shown) > 60 else ''}, expected {expected}")
+    raise ConfigError(
+        f"{key or 'config.json'}: got {shown[:60]}{'...' if len(shown) > 60 else ''}, expected {expected}"
+    )
 
 
 def _check(holds: bool, key: str, got: object, expected: str) -> None:

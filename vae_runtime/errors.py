@@ -35,6 +35,10 @@ class ModelFileError(VAEError, OSError):
     """A model folder whose files are missing, damaged or not from one export."""
 
 
+class HubError(VAEError, OSError):
+    """A repository of the Hugging Face Hub that cannot be fetched."""
+
+
 class DeviceError(VAEError, RuntimeError):
     """A device that was asked for by name and cannot be had."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vae_runtime.errors import InputError, ModelFileError, RuntimeMissingError
+from vae_runtime.errors import HubError, InputError, RuntimeMissingError
 
 HUB_PREFIX = "hf:"
 
@@ -25,8 +25,8 @@ def parse_address(address: str) -> tuple[str, str | None]:
 def download(address: str, kind: Literal["model", "dataset"], patterns: Sequence[str]) -> Path:
     """The local folder with the files of a Hub repository that match `patterns`; fetched once, then cached.
 
-    Raises InputError for a bad address, RuntimeMissingError without huggingface_hub, ModelFileError when the Hub says
-    no or cannot be reached.
+    Raises InputError for a bad address, RuntimeMissingError without huggingface_hub, HubError when the Hub says no or
+    cannot be reached.
     """
     repository, revision = parse_address(address)
     try:
@@ -36,5 +36,5 @@ def download(address: str, kind: Literal["model", "dataset"], patterns: Sequence
     try:
         return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # the Hub's own errors, those of its HTTP client and of the disk share no base class
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(f"{address}: the {kind} could not be fetched ({first_line[:160]})") from error
+        first_line = (str(error).strip().splitlines() or [""])[0][:160]
+        raise HubError(f"{address}: the {kind} cannot be fetched ({type(error).__name__}: {first_line})") from error

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae_runtime.errors import ImageError, ImageNotFoundError, ImagePermissionError, InputError, InputTypeError
 
@@ -70,8 +70,8 @@ def fit_square(image: Pixels, size: int) -> Pixels:
         return image
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _read_file(path: str) -> bytes:
@@ -122,7 +122,7 @@ def _from_pil(image: Image.Image, name: str) -> Pixels:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "expected JPEG, PNG, WebP, GIF or BMP"
     return f"{type(error).__name__}: {str(error)[:120]}" if str(error) else type(error).__name__
 
@@ -130,7 +130,9 @@ def _reason(error: Exception) -> str:
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million that are read")
+        raise ImageError(
+            f"{name}: {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million that are read"
+        )
     if width == 0 or height == 0:
         raise ImageError(f"{name}: {width} x {height} pixels, expected at least one")
 
@@ -168,7 +170,7 @@ def _from_array(array: NDArray[np.generic]) -> Pixels:
         raise InputError(
             f"image: got an array of {array.dtype}, expected uint8 in 0..255 (for floats in 0..1: (x * 255).round())"
         )
-    channels = 1 if array.ndim == 2 else array.shape[-1]
+    channels = array.shape[-1] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
         hint = "; move the channels to the end" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
         raise InputError(f"image: got an array of shape {array.shape}, expected (height, width, 3){hint}")

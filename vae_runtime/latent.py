@@ -67,7 +67,7 @@ def _pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str]) -> tuple[Array, Ar
     first, second = as_latent(a, names[0]), as_latent(b, names[1])
     if first.shape != second.shape or first.ndim == 0:
         raise InputError(
-            f"{names[0]} and {names[1]}: got the shapes {first.shape} and {second.shape}, expected two equal ones (..., d)"
+            f"{names[0]} and {names[1]}: got the shapes {first.shape} and {second.shape}, expected equal ones (..., d)"
         )
     return first, second
 
@@ -175,9 +175,10 @@ def check_count(value: object, name: str, low: int, high: int) -> int:
     """`value` as an int from `low` to `high`, else InputTypeError or InputError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputTypeError(f"{name}: got {value!r}, expected an integer from {low} to {high}")
-    if not low <= value <= high:
-        raise InputError(f"{name}: got {value}, expected {low} to {high}")
-    return int(value)
+    number = int(value)
+    if not low <= number <= high:
+        raise InputError(f"{name}: got {number}, expected {low} to {high}")
+    return number
 
 
 def interpolate(a: ArrayLike, b: ArrayLike, steps: int = 8, method: Method = "slerp") -> Array:

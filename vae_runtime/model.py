@@ -74,7 +74,9 @@ class VAE:
             raise ModelFileError(f"{folder}: has the fitted prior {config.prior}; it needs a newer vae_runtime")
         encoder, decoder = (_verified(folder, file, config) for file in (ENCODER_FILE, DECODER_FILE))
         return cls(
-            Graph(encoder, str(folder / ENCODER_FILE), device), Graph(decoder, str(folder / DECODER_FILE), device), config
+            Graph(encoder, str(folder / ENCODER_FILE), device),
+            Graph(decoder, str(folder / DECODER_FILE), device),
+            config,
         )
 
     @property
@@ -131,7 +133,7 @@ class VAE:
         return self.decode(self.encode(images)[0])
 
     def sample(self, n: int = 16, rng: Rng = None, temperature: float = 1.0) -> Pixels:
-        """`n` new faces, z from the prior: uint8 (n, S, S, 3). rng: a seed, a numpy Generator, or None for fresh ones."""
+        """`n` new faces, z from the prior: uint8 (n, S, S, 3). rng: a seed, a numpy Generator, or None."""
         return self.decode(sample_prior(n, self.latent_dim, rng, temperature))
 
     def interpolate(self, a: ImageSource, b: ImageSource, steps: int = 8, method: Method = "slerp") -> Pixels:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ MAX_BATCH = 64
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+_CUDA_DEVICE = re.compile(r"cuda(?::([0-9]{1,3}))?")
 _INSTALL = 'pip install "anime-vae[cpu]" for a CPU, or "anime-vae[gpu]" for an NVIDIA GPU, never both'
 
 Provider: TypeAlias = str | tuple[str, dict[str, str]]
@@ -50,11 +52,10 @@ def import_onnxruntime() -> Any:
 
 def parse_device(device: str) -> tuple[str, int]:
     """("auto" | "cpu" | "cuda", index) from "auto", "cpu", "cuda" or "cuda:1"."""
-    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind == "cuda" and (not index or index.isascii() and index.isdigit() and len(index) < 4):
-        return kind, int(index or 0)
     if device in ("auto", "cpu"):
         return device, 0
+    if isinstance(device, str) and (match := _CUDA_DEVICE.fullmatch(device)):
+        return "cuda", int(match[1] or 0)
     raise InputError(f"device: got {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
 
 
@@ -116,7 +117,7 @@ def choose_providers(device: str) -> list[Provider]:
 
 
 class Graph:
-    """An ONNX graph on a device. `run` takes and returns float32 arrays; thread-safe, as ONNX Runtime's sessions are."""
+    """An ONNX graph on a device. `run` takes and returns float32 arrays and may be called from many threads."""
 
     def __init__(self, model: bytes, name: str, device: str = "auto") -> None:
         """model: the bytes of a self-contained .onnx file. name: for messages. device: as in `VAE.load`."""
@@ -173,9 +174,13 @@ def read_graph(folder: Path, file: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); export or download the model again") from error
+        raise ModelFileError(
+            f"{path}: cannot be read ({error.strerror}); export or download the model again"
+        ) from error
     if data.startswith(b"version https://git-lfs"):
         raise ModelFileError(f"{path}: a git-lfs pointer and not the graph itself; run git lfs pull")
     if not data or data.lstrip()[:1] == b"<":
-        raise ModelFileError(f"{path}: {'empty' if not data else 'a web page'}, expected an ONNX graph; download it again")
+        raise ModelFileError(
+            f"{path}: {'empty' if not data else 'a web page'}, expected an ONNX graph; download it again"
+        )
     return data

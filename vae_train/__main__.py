@@ -26,7 +26,7 @@ EXPORTED = "exported"
 def train_parser() -> Parser:
     parser = Parser(
         prog="python -m vae_train",
-        description="Train a VAE on faces, export it, and draw the figures. Another command: export (see export --help).",
+        description="Train a VAE on faces, export it, and draw the figures. See also: export --help.",
     )
     for item in dataclasses.fields(TrainConfig):
         low, high = item.metadata["low"], item.metadata["high"]

@@ -93,7 +93,7 @@ def draw_svg(labels: Labels) -> str:
     top = pa.HatType[labels["hat"]] if labels["hat"] != "NONE" else pa.HairType[labels["hair"]]
     hair_color = pa.HairColor[labels["hair_color"]]
     clothes_color = pa.ClothingColor[labels["clothes_color"]]
-    svg = pa.Avatar(
+    svg: str = pa.Avatar(
         style=pa.AvatarStyle.TRANSPARENT,
         top=top,
         hat_color=clothes_color,

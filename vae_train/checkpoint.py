@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit: safetensors for the arrays, JSON for the rest.
 
-`step-000001234.safetensors` holds the tensors and `step-000001234.json` the state and the SHA-256 of the tensors. Each is written
-under a temporary name, flushed to the disk and renamed, the JSON last: a checkpoint without it does not count.
+`step-000001234.safetensors` holds the tensors, `step-000001234.json` the state and the SHA-256 of the tensors. Each is
+written under a temporary name, flushed to the disk and renamed, the JSON last: without it a checkpoint does not count.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Cloned: a view would drag its whole storage along, and safetensors refuses shared memory.
-    data = tensors_to_bytes({name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()})
+    data = tensors_to_bytes(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+    )
     record = {
         "format_version": FORMAT_VERSION,
         "step": checkpoint.step,
@@ -59,7 +61,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         _write(path.with_suffix(".safetensors"), data)
         _write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
-        raise CheckpointError(f"{path}: a checkpoint of {len(data) / 1e6:.1f} MB could not be written ({error})") from error
+        raise CheckpointError(
+            f"{path}: a checkpoint of {len(data) / 1e6:.1f} MB could not be written ({error})"
+        ) from error
     for old in list(_newest_first(folder))[KEEP:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -68,7 +72,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of `folder` that is whole, and a sentence for each newer one that is damaged."""
-    damaged = []
+    damaged: list[str] = []
     for path in _newest_first(folder):
         try:
             return load(path), damaged

@@ -6,6 +6,7 @@ funnel that the runtime uses, so that a model sees the same pixels in training a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,14 +19,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vae_runtime.errors import ImageError, InputError
+from vae_runtime.errors import InputError
 from vae_runtime.hub import HUB_PREFIX, download, parse_address
 from vae_runtime.images import MAX_BYTES, fit_square, load_image
 from vae_train.errors import DataError, UsageError
@@ -40,7 +42,10 @@ _CACHE_FORMAT = 1
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 _ARCHIVE_ENDINGS = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz"}
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
-_HUB_PATTERNS = ["*" + ending for ending in sorted(_IMAGE_ENDINGS | _ARCHIVE_ENDINGS | {".parquet"})]
+_HUB_PATTERNS = [
+    "*" + "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in ending)  # the Hub's patterns know no ignored case
+    for ending in sorted(_IMAGE_ENDINGS | _ARCHIVE_ENDINGS | {".parquet"})
+]
 _SHOWN = 20
 
 Files: TypeAlias = list[tuple[str, Path]]
@@ -98,7 +103,9 @@ def check_source(source: str) -> None:
         return
     path = Path(source)
     if not path.exists():
-        raise UsageError(f"--data {source}: no such file or folder; give avatars, a folder, a .zip/.tar or hf:owner/name")
+        raise UsageError(
+            f"--data {source}: no such file or folder; give avatars, a folder, a .zip/.tar or hf:owner/name"
+        )
     if not os.access(path, os.R_OK):
         raise UsageError(f"--data {source}: no permission to read it")
     if path.is_dir():
@@ -149,7 +156,7 @@ def _ending(name: str) -> str:
 
 def _hidden(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
 
 def _looks_like_image(name: str, head: bytes) -> bool:
@@ -169,7 +176,7 @@ def _folder_files(root: Path, within: Path) -> Iterator[tuple[str, Path]]:
                 inside = not path.is_symlink() or path.resolve().is_relative_to(within)
                 if inside and stat.S_ISREG(path.stat().st_mode):
                     yield name, path
-            except OSError:  # a dangling link, or a loop of links
+            except (OSError, RuntimeError):  # a dangling link, or a loop of links
                 continue
 
 
@@ -203,7 +210,7 @@ class _Contents:
     def __iter__(self) -> Iterator[Entry]:
         for name, path in self.files:
             if _looks_like_image(name, _head(path)):
-                yield name, path_reader(path)
+                yield name, partial(_file_bytes, path)
             elif self.archives and zipfile.is_zipfile(path):
                 yield from self._zip(name, path)
             elif self.archives and _ending(name) == ".parquet":
@@ -222,8 +229,8 @@ class _Contents:
                     if not _looks_like_image(member.filename, _zip_head(file, member)):
                         self.stray += 1
                         continue
-                    yield member.filename, lambda member=member: _zip_bytes(file, member)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+                    yield member.filename, partial(_zip_bytes, file, member)
+        except Exception as error:
             raise DataError(f"{archive}: not a readable .zip ({error})") from error
 
     def _tar(self, archive: str, path: Path) -> Iterator[Entry]:
@@ -238,8 +245,8 @@ class _Contents:
                     if not stream or not _looks_like_image(member.name, data[:16]):
                         self.stray += 1
                         continue
-                    yield member.name, lambda data=data: data
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                    yield member.name, partial(bytes, data)
+        except Exception as error:  # tarfile's, the disk's, and those of zlib, bz2 and lzma
             raise DataError(f"{archive}: not a readable .tar ({error})") from error
 
     def _parquet(self, table: str, path: Path) -> Iterator[Entry]:
@@ -257,13 +264,13 @@ class _Contents:
                 for batch in file.iter_batches(batch_size=256, columns=columns[:1]):
                     for value in batch.column(0).to_pylist():
                         data = value.get("bytes") if isinstance(value, dict) else value
-                        yield f"{table}#{row}", lambda data=data: data or b""
+                        yield f"{table}#{row}", partial(bytes, data or b"")
                         row += 1
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{table}: not a readable .parquet ({str(error)[:120]})") from error
 
 
-def _is_image_column(kind: object) -> bool:
+def _is_image_column(kind: Any) -> bool:
     import pyarrow as pa
 
     binary = (pa.types.is_binary, pa.types.is_large_binary)
@@ -273,14 +280,9 @@ def _is_image_column(kind: object) -> bool:
     return any(test(kind) for test in binary)
 
 
-def path_reader(path: Path) -> Callable[[], bytes]:
-    """A reader for `Entry` that takes at most one byte more than the funnel allows."""
-
-    def read() -> bytes:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-
-    return read
+def _file_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)  # one more than the funnel takes, so that it refuses the rest unseen
 
 
 def _zip_head(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -289,7 +291,7 @@ def _zip_head(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     try:
         with file.open(member) as stream:
             return stream.read(16)
-    except (zipfile.BadZipFile, RuntimeError, OSError, ValueError, NotImplementedError, EOFError):
+    except Exception:  # damaged or encrypted: no picture by its content, and by its name it is none either
         return b""
 
 
@@ -335,7 +337,9 @@ def _content_digest(files: Files) -> str:
 
 def _decoded(name: str, files: Files, image_size: int, archives: bool) -> Faces:
     contents = _Contents(files, archives)
-    return _cached(name, _content_digest(files), image_size, lambda sink: _decode_into(sink, name, contents, image_size))
+    return _cached(
+        name, _content_digest(files), image_size, lambda sink: _decode_into(sink, name, contents, image_size)
+    )
 
 
 def _decode_into(sink: _Sink, name: str, contents: _Contents, image_size: int) -> None:
@@ -349,8 +353,8 @@ def _decode_into(sink: _Sink, name: str, contents: _Contents, image_size: int) -
         for entry, result in _in_order(pool, decode, contents):
             try:
                 sink.add(*result())
-            # Beside the funnel's refusals: what an archive or a disk says of one member (wrong checksum, password).
-            except (ImageError, OSError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, ValueError) as e:
+            # Beside the funnel's refusals: what disks and archives say of one member, in zlib's and lzma's own classes too.
+            except Exception as e:
                 reason = str(e).removeprefix("bytes: ") or type(e).__name__
                 sink.unreadable.append(f"{entry}: {reason}")
             bar.update()
@@ -415,10 +419,8 @@ def _cached(name: str, digest: str, image_size: int, fill: Callable[[_Sink], Non
         np.save(temporary / "keys.npy", np.frombuffer(b"".join(sink.keys), np.uint8).reshape(-1, 32))
         meta = {"count": len(sink.keys), "labels": sink.labels, "unreadable": sink.unreadable, "stray": sink.stray}
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
+        with contextlib.suppress(OSError):  # another run was faster with the same content
             temporary.rename(folder)
-        except OSError:  # another run was faster with the same content
-            pass
         return _open_cache(folder, name, digest, image_size)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

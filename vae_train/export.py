@@ -26,8 +26,8 @@ import onnx
 import torch
 from torch import nn
 
+from vae_runtime import model as runtime
 from vae_runtime.config import CONFIG_FILE, DECODER_FILE, ENCODER_FILE, FORMAT_VERSION, ModelConfig, TrainingData
-from vae_runtime.model import VAE as RuntimeVAE
 from vae_train import checkpoint
 from vae_train.checkpoint import Checkpoint
 from vae_train.config import CONFIG_FILE as RUN_CONFIG_FILE
@@ -77,8 +77,8 @@ def load_checkpoint(source: Path) -> Checkpoint:
 def export(source: Path, out: Path, name: str | None = None) -> ModelConfig:
     """Export a run or one of its checkpoints into the folder `out`, and return its config.
 
-    name: the model's; from the source of its pictures and their size if not given. Raises UsageError, CheckpointError, or ExportError when the graphs differ from the model by more than `TOLERANCE`;
-    `out` is then as it was before.
+    name: the model's; from the source of its pictures and their size if not given. Raises UsageError, CheckpointError,
+    or ExportError when the graphs differ from the model by more than `TOLERANCE`; `out` is then as it was before.
     """
     check_target(out)
     run = find_run(source)
@@ -137,7 +137,8 @@ def to_onnx(part: nn.Module, example: torch.Tensor, entry: str, exits: list[str]
             output_names=exits,
             dynamic_shapes=({0: "batch"},),
         )
-    assert program is not None
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing")
     graph = strip(program.model_proto)
     onnx.checker.check_model(graph, full_check=True)
     return graph
@@ -158,7 +159,7 @@ def strip(graph: onnx.ModelProto) -> onnx.ModelProto:
 def check_parity(model: VAE, folder: Path) -> float:
     """Largest absolute difference between `model` and the graphs in `folder`; ExportError above `TOLERANCE`."""
     size, dim = model_shape(model)
-    vae = RuntimeVAE.load(folder, device="cpu")
+    vae = runtime.VAE.load(folder, device="cpu")
     rng = np.random.default_rng(0)
     worst = 0.0
     for batch in _BATCHES:
@@ -209,7 +210,9 @@ def model_id(model: VAE) -> str:
     """A text that these weights alone have: the first 16 digits of a digest over their names, shapes and values."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\0".encode() + value.cpu().contiguous().numpy().tobytes())
+        digest.update(
+            f"{key} {tuple(value.shape)} {value.dtype}\0".encode() + value.cpu().contiguous().numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -248,8 +251,8 @@ faces = vae.sample(16, rng=0)
 
 ## Training
 
-{data.count} faces of `{data.name}` (content {data.sha256[:16]}), preset `{config.preset}`, likelihood `{config.likelihood}`,
-beta {config.beta:g}, model id `{config.model_id}`. Made by `python -m vae_train {command}`.
+{data.count} faces of `{data.name}` (content {data.sha256[:16]}), preset `{config.preset}`, likelihood
+`{config.likelihood}`, beta {config.beta:g}, model id `{config.model_id}`. Made by `python -m vae_train {command}`.
 
 ## Figures
 

@@ -1,4 +1,4 @@
-"""The pictures that a person looks at after training. They take arrays, so torch and ONNX Runtime draw the same ones."""
+"""The pictures that a person looks at after training. They take arrays: torch and ONNX Runtime draw alike."""
 
 from __future__ import annotations
 
@@ -108,9 +108,7 @@ def _strip(first: Pixels, last: Pixels, between: Pixels) -> Pixels:
     return np.concatenate([first[None], between, last[None]])
 
 
-def _sheet(
-    path: Path, images: Pixels, columns: int, title: str, caption: str, labels: list[str] | None = None
-) -> None:
+def _sheet(path: Path, images: Pixels, columns: int, title: str, caption: str, labels: list[str] | None = None) -> None:
     """A titled grid, with a label at the left of each row if there are labels."""
     scale = max(1, math.ceil(_FACE / images.shape[1]))
     grid = image_grid(images, min(columns, len(images)), scale=scale, gap=_GAP)

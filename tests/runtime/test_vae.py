@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from conftest import DIM, PIXELS, SIZE, build_model
+from hub_stand_in import hub
+from PIL import Image
+
+from vae_runtime import (
+    VAE,
+    ConfigError,
+    DeviceError,
+    DeviceWarning,
+    ImageError,
+    InputError,
+    ModelFileError,
+    latent,
+    session,
+)
+from vae_runtime.errors import InputTypeError
+
+
+@pytest.fixture(scope="module")
+def vae(tiny):
+    return VAE.load(tiny.folder, device="cpu")
+
+
+@pytest.fixture
+def faces(rng):
+    return rng.integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
+
+
+def test_attributes(vae):
+    assert (vae.device, vae.latent_dim, vae.image_size, vae.config.name) == ("cpu", DIM, SIZE, "tiny")
+    assert "tiny" in repr(vae)
+
+
+def test_encode_is_the_graph(vae, tiny, faces):
+    mu, logvar = vae.encode(faces)
+    assert mu.dtype == logvar.dtype == np.float32
+    for got, expected in zip((mu, logvar), tiny.encode(faces), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_decode_is_the_graph(vae, tiny, rng):
+    z = rng.normal(size=(3, DIM)).astype(np.float32)
+    decoded = vae.decode(z)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == (3, SIZE, SIZE, 3)
+    np.testing.assert_allclose(decoded.astype(int), tiny.decode(z).astype(int), atol=1)
+    np.testing.assert_array_equal(vae.decode(z[0]), decoded[:1])
+
+
+def test_every_form_of_images_gives_the_same(vae, faces, tmp_path):
+    expected, _ = vae.encode(faces)
+    paths = []
+    for index, face in enumerate(faces):
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(face).save(paths[-1])
+    forms = [
+        list(faces),
+        paths,
+        [str(path) for path in paths],
+        tuple(path.read_bytes() for path in paths),
+        (Image.open(path) for path in paths),
+        iter(paths),
+    ]
+    for form in forms:
+        np.testing.assert_array_equal(vae.encode(form)[0], expected)
+    for single in (faces[0], paths[0], str(paths[0]), paths[0].read_bytes(), Image.open(paths[0])):
+        np.testing.assert_allclose(vae.encode(single)[0], expected[:1], atol=1e-6)
+
+
+def test_pictures_of_other_sizes_pass_the_funnel(vae, rng):
+    photo = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    prepared = vae.prepare(photo)
+    assert prepared.shape == (1, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(vae.encode(photo)[0], vae.encode(prepared)[0])
+
+
+def test_reconstruct_is_decode_of_mu_and_always_the_same(vae, faces):
+    first = vae.reconstruct(faces)
+    np.testing.assert_array_equal(first, vae.decode(vae.encode(faces)[0]))
+    np.testing.assert_array_equal(first, vae.reconstruct(faces))
+
+
+def test_sample_follows_its_seed(vae):
+    np.testing.assert_array_equal(vae.sample(4, rng=7), vae.sample(4, rng=7))
+    assert (vae.sample(4, rng=7) != vae.sample(4, rng=8)).any()
+    z = np.random.default_rng(7).standard_normal((4, DIM)).astype(np.float32)
+    np.testing.assert_array_equal(vae.sample(4, rng=7), vae.decode(z))
+    cold = vae.sample(3, rng=7, temperature=0)
+    np.testing.assert_array_equal(cold, vae.decode(np.zeros((3, DIM))))
+
+
+def test_interpolate_goes_from_a_to_b(vae, faces):
+    path = vae.interpolate(faces[0], faces[1], steps=6)
+    assert path.shape == (6, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(path[[0, -1]], vae.reconstruct(faces[:2]))
+    mu, _ = vae.encode(faces[:2])
+    straight = vae.interpolate(faces[0], faces[1], steps=6, method="lerp")
+    np.testing.assert_array_equal(straight, vae.decode(latent.interpolate(mu[0], mu[1], 6, "lerp")))
+
+
+def test_empty_input_gives_empty_output(vae):
+    assert vae.encode([])[0].shape == (0, DIM)
+    assert vae.reconstruct([]).shape == (0, SIZE, SIZE, 3)
+    assert vae.decode(np.zeros((0, DIM))).shape == (0, SIZE, SIZE, 3)
+    assert vae.sample(0).shape == (0, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+def test_large_batches_are_cut_and_equal_the_singles(vae, n, rng):
+    z = rng.normal(size=(n, DIM)).astype(np.float32)
+    whole = vae.decode(z)
+    np.testing.assert_allclose(whole.astype(int), np.concatenate([vae.decode(row) for row in z]).astype(int), atol=1)
+
+
+@pytest.mark.parametrize("z", [np.zeros(DIM + 1), np.zeros((2, 3)), np.zeros((1, 1, DIM)), 3.0, []])
+def test_codes_of_other_shapes_are_refused(vae, z):
+    with pytest.raises(InputError, match=rf"\(n, {DIM}\)"):
+        vae.decode(z)
+
+
+def test_codes_that_are_no_numbers_are_refused(vae):
+    with pytest.raises(InputError, match=r"\(1, 2\)"):
+        vae.decode([[0.0] * DIM, [0.0, 0.0, np.nan, 0.0]])
+    with pytest.raises(InputTypeError):
+        vae.decode(None)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, ">f4", ">f8"])
+def test_codes_of_any_real_type_and_byte_order(vae, dtype):
+    z = np.arange(2 * DIM).reshape(2, DIM)
+    np.testing.assert_array_equal(vae.decode(z.astype(dtype)), vae.decode(z.astype(np.float32)))
+    np.testing.assert_array_equal(vae.decode(np.asfortranarray(z)), vae.decode(z))
+
+
+def test_errors_say_which_picture(vae, faces, tmp_path):
+    with pytest.raises(ImageError, match=r"images\[2\]: .*gone"):
+        vae.encode([faces[0], faces[1], tmp_path / "gone.png"])
+    with pytest.raises(FileNotFoundError):
+        vae.encode(tmp_path / "gone.png")
+    with pytest.raises(InputTypeError, match=r"images\[0\]"):
+        vae.encode([None])
+    for wrong in (None, 5):
+        with pytest.raises(InputTypeError, match="images"):
+            vae.encode(wrong)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda v: v.sample(-1), lambda v: v.sample(10**9), lambda v: v.sample(1, temperature=-1)]
+)
+def test_sample_refuses_numbers_out_of_range(vae, call):
+    with pytest.raises(InputError):
+        call(vae)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda v: v.sample(1.5), lambda v: v.sample(1, temperature="hot"), lambda v: v.sample(True)]
+)
+def test_sample_refuses_other_types(vae, call):
+    with pytest.raises(InputTypeError):
+        call(vae)
+
+
+def test_threads_share_a_model(vae, rng):
+    z = rng.normal(size=(8, 3, DIM)).astype(np.float32)
+    expected = [vae.decode(part) for part in z]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        wrong.extend(index for _ in range(50) if (vae.decode(z[index]) != expected[index]).any())
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ---- model folders --------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ModelFileError, match="no such folder"):
+        VAE.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match=r"config\.json"):
+        VAE.load(tmp_path)
+    with pytest.raises(InputTypeError):
+        VAE.load(3)
+
+
+@pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: data[:-1], "SHA-256"),
+        (lambda data: bytes([data[0] ^ 1]) + data[1:], "SHA-256"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 128]), "SHA-256"),
+        (lambda data: b"", "empty"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (lambda data: b"<!DOCTYPE html>", "web page"),
+        (None, "cannot be read"),
+    ],
+)
+def test_damaged_graphs_are_refused_before_they_are_opened(tmp_path, file, damage, said):
+    folder = build_model(tmp_path / "m").folder
+    path = folder / file
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ModelFileError, match=said) as caught:
+        VAE.load(folder, device="cpu")
+    assert file in str(caught.value)
+
+
+def test_graphs_of_two_exports_are_refused(tmp_path):
+    first, second = build_model(tmp_path / "a", model_id="a"), build_model(tmp_path / "b", model_id="b", seed=1)
+    shutil.copy(second.folder / "decoder.onnx", first.folder)
+    with pytest.raises(ModelFileError, match="another export"):
+        VAE.load(first.folder, device="cpu")
+
+
+def rewrite(folder, **changes):
+    """config.json with other values, and digests that fit the files."""
+    path = folder / "config.json"
+    fields = json.loads(path.read_text()) | changes
+    fields["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in fields["files"]}
+    path.write_text(json.dumps(fields))
+
+
+def test_ids_in_the_graphs_must_be_the_one_of_the_config(tmp_path):
+    first, second = build_model(tmp_path / "a", model_id="a"), build_model(tmp_path / "b", model_id="b", seed=1)
+    shutil.copy(second.folder / "decoder.onnx", first.folder)
+    rewrite(first.folder)
+    with pytest.raises(ModelFileError, match=r"decoder\.onnx.*one export"):
+        VAE.load(first.folder, device="cpu")
+
+
+@pytest.mark.parametrize("changes", [{"latent_dim": DIM + 1}, {"image_size": SIZE * 2}])
+def test_graphs_must_have_the_shapes_of_the_config(tmp_path, changes):
+    folder = build_model(tmp_path / "m").folder
+    rewrite(folder, **changes)
+    with pytest.raises(ModelFileError, match="batch"):
+        VAE.load(folder, device="cpu")
+
+
+def test_graphs_in_each_others_place_are_refused(tmp_path):
+    folder = build_model(tmp_path / "m").folder
+    (folder / "encoder.onnx").rename(folder / "x")
+    (folder / "decoder.onnx").rename(folder / "encoder.onnx")
+    (folder / "x").rename(folder / "decoder.onnx")
+    rewrite(folder)
+    with pytest.raises(ModelFileError, match="inputs are"):
+        VAE.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("data", [b"\x08\x0a" + bytes(50), b"\xff" * 100, "ö".encode("latin-1") * 20])
+def test_bytes_that_are_no_graph_are_one_class_of_error(tmp_path, data):
+    folder = build_model(tmp_path / "m").folder
+    (folder / "encoder.onnx").write_bytes(data)
+    rewrite(folder)
+    with pytest.raises(ModelFileError, match=r"encoder\.onnx"):
+        VAE.load(folder, device="cpu")
+
+
+def test_a_fitted_prior_needs_a_newer_runtime(tmp_path):
+    folder = build_model(tmp_path / "m").folder
+    (folder / "prior.npz").write_bytes(b"x")
+    fields = json.loads((folder / "config.json").read_text())
+    fields["prior"] = "prior.npz"
+    fields["files"]["prior.npz"] = hashlib.sha256(b"x").hexdigest()
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ModelFileError, match="newer"):
+        VAE.load(folder, device="cpu")
+
+
+def test_strict_config_at_load(tmp_path):
+    folder = build_model(tmp_path / "m").folder
+    rewrite(folder, surprise=1)
+    with pytest.raises(ConfigError, match="surprise"):
+        VAE.load(folder, device="cpu")
+
+
+def test_a_model_of_the_hub(tmp_path, tiny):
+    """Through the real huggingface_hub client, against a local stand-in of the Hub's HTTP interface; then offline."""
+    code = "from vae_runtime import VAE; print(VAE.load('hf:someone/tiny', device='cpu').config.name)"
+    with hub("models", "someone/tiny", tiny.folder) as (endpoint, log):
+        env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "PATH": "/usr/bin:/bin"}
+        online = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert online.stdout == "tiny\n", online.stderr
+        assert any("decoder.onnx" in line for line in log)
+        missing = code.replace("someone/tiny", "someone/nothing")
+        refused = subprocess.run([sys.executable, "-c", missing], env=env, capture_output=True, text=True)
+        assert "HubError: hf:someone/nothing" in refused.stderr
+    offline = subprocess.run(
+        [sys.executable, "-c", code], env=env | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    assert offline.stdout == "tiny\n", offline.stderr
+
+
+@pytest.mark.parametrize("address", ["hf:", "hf:name", "hf:a/b/c", "hf:../b", "hf:a/b@", "hf:a/b c"])
+def test_bad_addresses_are_refused(address):
+    with pytest.raises(InputError, match="hf:owner/name"):
+        VAE.load(address)
+
+
+# ---- devices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CUDA", None, 0])
+def test_unknown_devices_are_refused(tiny, device):
+    with pytest.raises(InputError, match="device"):
+        VAE.load(tiny.folder, device=device)
+
+
+@pytest.mark.skipif(session.cuda_devices() > 0, reason="this machine has a GPU")
+def test_without_a_gpu_cuda_raises_and_auto_warns_once(tiny):
+    with pytest.raises(DeviceError, match=r"cannot be had.*(driver|anime-vae\[gpu\])"):
+        VAE.load(tiny.folder, device="cuda")
+    session._warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert VAE.load(tiny.folder).device == "cpu"
+        VAE.load(tiny.folder)
+    assert [warning.category for warning in caught] == [DeviceWarning]
+    assert "on the CPU" in str(caught[0].message)
+
+
+def test_the_floats_of_the_graphs_are_at_hand(vae, rng):
+    (image,) = vae.decoder.run(rng.normal(size=(2, DIM)).astype(np.float32))
+    assert image.dtype == np.float32
+    assert image.reshape(2, -1).shape == (2, PIXELS)
+
+
+def test_the_bundled_model():
+    vae = VAE.load(device="cpu")
+    faces = vae.sample(4, rng=0)
+    assert faces.shape == (4, vae.image_size, vae.image_size, 3)
+    assert faces.std() > 20  # a picture, not a grey field
