@@ -352,11 +352,13 @@ def _decode_into(sink: _Sink, name: str, contents: _Contents, image_size: int) -
     with ThreadPoolExecutor() as pool, tqdm(total=total, desc=f"decoding {name}", unit="img") as bar:
         for entry, result in _in_order(pool, decode, contents):
             try:
-                sink.add(*result())
-            # Beside the funnel's refusals: what disks and archives say of one member, in zlib's and lzma's own classes too.
-            except Exception as e:
-                reason = str(e).removeprefix("bytes: ") or type(e).__name__
+                pixels, key = result()
+            # Beside the funnel refusals: what disks and archives say of a member, in the classes of zlib and lzma too.
+            except Exception as error:
+                reason = str(error).removeprefix("bytes: ") or type(error).__name__
                 sink.unreadable.append(f"{entry}: {reason}")
+            else:
+                sink.add(pixels, key)
             bar.update()
     sink.stray = contents.stray
     found = len(sink.keys) + len(sink.unreadable)
