@@ -34,6 +34,9 @@ class TrainConfig:
     batch_size: int = _setting(128, "pictures a step", 2, 65536)
     learning_rate: float = _setting(1e-3, "of Adam", 1e-8, 1.0)
     beta: float = _setting(1.0, "weight of the KL divergence", 0.0, 1e6)
+    ema: float = _setting(
+        0.999, "decay of the averaged weights, which are evaluated and exported; 0: no average", 0.0, 0.99999
+    )
     avatars: int = _setting(6000, "faces to draw, for --data avatars", 64, 10_000_000)
     seed: int = _setting(0, "decides weights, order, noise and avatars", 0, 2**31 - 1)
 

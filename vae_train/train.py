@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from vae_runtime.images import Pixels
@@ -34,6 +35,8 @@ from vae_train.errors import CheckpointError, DataError, TrainingError, UsageErr
 from vae_train.figures import FIGURES, draw_curve, draw_faces
 from vae_train.losses import bits_per_dim, kl_divergence, negative_elbo, squared_error
 from vae_train.model import VAE, reparameterize
+
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -52,6 +55,8 @@ class State:
     """Where a run stands."""
 
     model: VAE
+    average: AveragedModel
+    """Its moving average, statistics of BatchNorm included: this is what is evaluated, drawn and exported."""
     optimizer: torch.optim.Adam
     epoch: int
     """Epochs that are complete."""
@@ -114,15 +119,15 @@ def train(config: TrainConfig, run: Path, device: torch.device, resume: bool = F
                 _save(state, run, data)
                 bar.write(describe(record, config.epochs))
                 if time.monotonic() - last_drawn > _DRAW_EVERY and state.epoch < config.epochs:
-                    draw(state.model, shown, history, run, config)
+                    draw(averaged(state), shown, history, run, config)
                     last_drawn = time.monotonic()
-        draw(state.model, shown, history, run, config)
+        draw(averaged(state), shown, history, run, config)
         return faces
 
 
 def train_epoch(state: State, config: TrainConfig, pixels: Tensor, bar: tqdm[Any], stop: list[int]) -> None:
     """The rest of one epoch. Raises Interrupted after the batch in which `stop` received a signal."""
-    model, optimizer, device = state.model.train(), state.optimizer, pixels.device
+    model, average, optimizer, device = state.model.train(), state.average, state.optimizer, pixels.device
     size = config.batch_size
     batches = len(pixels) // size
     order = torch.randperm(len(pixels), generator=stream(config.seed, _ORDER, state.epoch)).to(device)
@@ -140,6 +145,7 @@ def train_epoch(state: State, config: TrainConfig, pixels: Tensor, bar: tqdm[Any
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        average.update_parameters(model)
 
         state.sums += torch.stack([error.detach().sum(), kl.detach().sum()]).double()
         state.batch += 1
@@ -192,13 +198,38 @@ def make_state(config: TrainConfig, device: torch.device) -> State:
         model = VAE(config.image_size, config.latent_dim)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    return State(model, optimizer, 0, 0, torch.zeros(2, dtype=torch.float64, device=device))
+    return State(
+        model, average_of(model, config.ema), optimizer, 0, 0, torch.zeros(2, dtype=torch.float64, device=device)
+    )
+
+
+def average_of(model: VAE, decay: float) -> AveragedModel:
+    """A moving average of `model` (Polyak & Juditsky 1992, in the exponential form).
+
+    The decay is min(decay, (1 + n) / (10 + n)) after n steps, so that the first weights are soon forgotten. At the
+    write-up's constant learning rate the average is 1 to 2 nats better than the weights it is made of.
+    """
+
+    def mix(averages: Tensors, currents: Tensors, steps: Tensor | int) -> None:
+        count = int(steps)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, weight)
+        else:  # BatchNorm's counters of batches
+            torch._foreach_copy_(averages, currents)
+
+    return AveragedModel(model, multi_avg_fn=torch.no_grad()(mix), use_buffers=True)
 
 
 def stream(seed: int, purpose: int, index: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random numbers of one purpose at one index: no state to save, nothing to get out of step."""
     mixed = np.random.SeedSequence([seed, purpose, index]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(mixed >> 1))
+
+
+def averaged(state: State) -> VAE:
+    """The averaged network itself."""
+    return cast(VAE, state.average.module)
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -265,7 +296,7 @@ def _close_epoch(state: State, config: TrainConfig, batches: int, test_pixels: T
     speed = images / max(state.seconds, 1e-9)
     state.epoch, state.batch, state.seconds = state.epoch + 1, 0, 0.0
     state.sums.zero_()
-    held_out = evaluate_held_out(state.model, test_pixels, config)
+    held_out = evaluate_held_out(averaged(state), test_pixels, config)
     return {
         "epoch": state.epoch,
         "step": state.epoch * batches,
@@ -280,6 +311,7 @@ def _close_epoch(state: State, config: TrainConfig, batches: int, test_pixels: T
 
 def _save(state: State, run: Path, data: dict[str, Any]) -> None:
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in averaged(state).state_dict().items()}
     names = [name for name, _ in state.model.named_parameters()]
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in moments.items()}
@@ -292,9 +324,12 @@ def _save(state: State, run: Path, data: dict[str, Any]) -> None:
     checkpoint.save(run / CHECKPOINTS, Checkpoint(step, position, tensors))
 
 
-def load_weights(model: VAE, saved: Checkpoint) -> None:
-    """Put the weights of a checkpoint into `model`; CheckpointError if they are those of another network."""
-    weights = {name.removeprefix("model."): value for name, value in saved.tensors.items() if name.startswith("model.")}
+def load_weights(model: VAE, saved: Checkpoint, kind: Literal["model", "average"] = "average") -> None:
+    """Put weights of a checkpoint into `model`; CheckpointError if they are those of another network.
+
+    kind: the averaged weights, or the ones that were being trained.
+    """
+    weights = {name[len(kind) + 1 :]: value for name, value in saved.tensors.items() if name.startswith(f"{kind}.")}
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != wanted:
         raise CheckpointError("the checkpoint holds the weights of another network than config.json describes")
@@ -312,7 +347,9 @@ def _restore(state: State, config: TrainConfig, run: Path, data: dict[str, Any])
         return []
     if saved.state["data"] != data:
         raise DataError(f"--resume: the pictures of {config.data} are not the ones that {run} was trained on")
-    load_weights(state.model, saved)
+    load_weights(state.model, saved, "model")
+    load_weights(averaged(state), saved)
+    state.average.n_averaged.fill_(saved.step)
     moments: dict[int, dict[str, Tensor]] = {}
     for index, (name, _) in enumerate(state.model.named_parameters()):
         prefix = f"optimizer.{name}."

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-
-pytest.importorskip("python_avatars")
 
 from vae_train.avatars import choose_attributes, draw, draw_many, draw_svg
 

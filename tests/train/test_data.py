@@ -13,8 +13,6 @@ import pytest
 from hub_stand_in import hub
 from PIL import Image
 
-pytest.importorskip("tqdm")
-
 from vae_runtime.images import fit_square, load_image
 from vae_train import data
 from vae_train.data import check_source, load_faces
@@ -295,7 +293,6 @@ def test_a_data_set_of_the_hub(tmp_path, form):
 
 
 def test_avatars_are_drawn_once_and_keep_their_labels(cache):
-    pytest.importorskip("python_avatars")
     faces = load_faces("avatars", 32, avatars=100, seed=3)
     assert faces.pixels.shape == (100, 3, 32, 32)
     assert faces.name == "avatars"

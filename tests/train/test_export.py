@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from vae_runtime import VAE, ModelConfig
+from vae_train import export as exporting
+from vae_train import model
+from vae_train.config import TrainConfig
+from vae_train.errors import CheckpointError, ExportError, UsageError
+from vae_train.export import check_parity, export
+from vae_train.train import CHECKPOINTS, load_weights, train
+
+FILES = {"encoder.onnx", "decoder.onnx", "config.json", "README.md"}
+PORTABLE = {"Conv", "ConvTranspose", "LeakyRelu", "Gemm", "Reshape", "Sigmoid", "Flatten"}
+
+
+@pytest.fixture(scope="module")
+def run(faces_zip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(TrainConfig(data=str(faces_zip), epochs=2, batch_size=50, latent_dim=16), folder, torch.device("cpu"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "deep" / "model"
+    export(run, folder)
+    return folder
+
+
+@pytest.fixture
+def torch_model(run):
+    network = model.VAE(32, 16).eval()
+    load_weights(network, exporting.load_checkpoint(run))
+    return network
+
+
+def test_the_folder_is_a_model(exported):
+    assert {path.name for path in exported.iterdir()} == FILES
+    vae = VAE.load(exported, device="cpu")
+    assert (vae.config.preset, vae.image_size, vae.latent_dim) == ("classic", 32, 16)
+    assert vae.config.training_data.name == "blobs.zip"
+    assert vae.config.training_data.count == 209
+    assert vae.config.metrics["held_out_psnr"] > 5
+    expected = vae.config.metrics["held_out_reconstruction"] / 3072
+    assert vae.config.sigma**2 == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 7])
+def test_torch_and_runtime_agree(exported, torch_model, batch, rng):
+    vae = VAE.load(exported, device="cpu")
+    faces = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
+    with torch.no_grad():
+        mu, logvar = torch_model.encoder(torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 255)
+        picture = torch_model.decoder(mu).permute(0, 2, 3, 1).numpy()
+    got_mu, got_logvar = vae.encode(faces)
+    np.testing.assert_allclose(got_mu, mu, atol=1e-5)
+    np.testing.assert_allclose(got_logvar, logvar, atol=1e-5)
+    np.testing.assert_allclose(vae.decode(got_mu), picture * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx"])
+def test_the_graph_contract(exported, file):
+    graph = onnx.load(exported / file)
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 20)]
+    assert {node.op_type for node in graph.graph.node} <= PORTABLE
+    ports = {
+        port.name: [axis.dim_param or axis.dim_value for axis in port.type.tensor_type.shape.dim]
+        for port in (*graph.graph.input, *graph.graph.output)
+    }
+    picture, code = ["batch", 3, 32, 32], ["batch", 16]
+    assert ports == (
+        {"image": picture, "mu": code, "logvar": code} if file == "encoder.onnx" else {"z": code, "image": picture}
+    )
+    assert not any(tensor.external_data for tensor in graph.graph.initializer)
+    notes = {entry.key: entry.value for entry in graph.metadata_props}
+    assert notes.keys() == {"format_version", "model_id", "config"}
+    config = ModelConfig.load(exported)
+    assert notes["model_id"] == config.model_id
+    assert json.loads(notes["config"])["latent_dim"] == 16
+    assert not graph.doc_string
+    assert all(not node.doc_string and not node.metadata_props for node in graph.graph.node)
+
+
+def test_nothing_of_this_machine_is_inside(exported):
+    for path in exported.iterdir():
+        data = path.read_bytes()
+        for text in (b"/home", b"/root", b"/Users", b"/tmp", b"/usr", b"site-packages", b".py"):
+            assert text not in data.replace(b"python", b""), f"{path.name} holds {text.decode()}"
+
+
+def test_the_same_weights_give_the_same_bytes(run, exported, tmp_path):
+    export(run, tmp_path / "elsewhere")
+    for name in FILES:
+        assert (tmp_path / "elsewhere" / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_one_checkpoint_can_be_exported(run, tmp_path):
+    first = min((run / CHECKPOINTS).glob("*.safetensors"))
+    config = export(first, tmp_path / "first", name="first-epoch")
+    assert config.name == "first-epoch"
+    assert config.metrics["epochs"] == 1
+    assert config.model_id != export(run, tmp_path / "last").model_id
+
+
+def test_an_export_is_replaced_whole(run, exported, tmp_path):
+    out = tmp_path / "model"
+    shutil.copytree(exported, out)
+    (out / "encoder.onnx").write_bytes(b"damaged")
+    export(run, out)
+    assert (out / "encoder.onnx").read_bytes() == (exported / "encoder.onnx").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_graph_that_differs_is_not_published(run, tmp_path, monkeypatch):
+    out = tmp_path / "model"
+    real = exporting.to_onnx
+
+    def wrong(part, example, entry, exits):
+        graph = real(part, example, entry, exits)
+        weight = next(tensor for tensor in graph.graph.initializer if len(tensor.dims) == 4)
+        values = onnx.numpy_helper.to_array(weight) * np.float32(1.001)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return graph
+
+    monkeypatch.setattr(exporting, "to_onnx", wrong)
+    with pytest.raises(ExportError, match="differ by"):
+        export(run, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_the_middle_leaves_the_old_export(run, exported, tmp_path, monkeypatch):
+    out = tmp_path / "model"
+    shutil.copytree(exported, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    rename = exporting.Path.rename
+
+    def fail(path, target):
+        if path.name == "export":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(exporting.Path, "rename", fail)
+    with pytest.raises(ExportError, match="No space left"):
+        export(run, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_parity_gate_sees_a_difference(exported, torch_model):
+    assert check_parity(torch_model, exported) <= 1e-5
+    with torch.no_grad():
+        torch_model.encoder.mu.bias += 1e-4
+    with pytest.raises(ExportError, match="mu at batch 1"):
+        check_parity(torch_model, exported)
+
+
+def test_targets_that_hold_other_things_are_refused(run, tmp_path):
+    (tmp_path / "thesis.doc").write_text("years of work")
+    with pytest.raises(UsageError, match=r"thesis\.doc"):
+        export(run, tmp_path)
+    with pytest.raises(UsageError, match="not a folder"):
+        export(run, tmp_path / "thesis.doc")
+
+
+def test_what_is_no_run_is_refused(run, tmp_path):
+    with pytest.raises(UsageError, match="neither a run nor a checkpoint"):
+        export(tmp_path, tmp_path / "out")
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    for path in (broken / CHECKPOINTS).glob("*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+        export(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card(exported):
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    for text in ("blobs.zip", "python -m vae_train", "VAE.load", "Limits"):
+        assert text in card
+    assert dataclasses.asdict(ModelConfig.load(exported))["model_id"] in card
