@@ -31,14 +31,22 @@ _PROCESS_CHUNK = 32
 _SERIAL_BELOW = 256
 
 _HAIR = (
-    "NONE BIG_HAIR BOB BUN CAESAR CAESAR_SIDE_PART CURLY CURVY DREADS FRIDA FRO FRO_BAND LONG_NOT_TOO_LONG MIA_WALLACE "
-    "SHAGGY SHAGGY_MULLET SHAVED_SIDES SHORT_CURLY SHORT_FLAT SHORT_ROUND SHORT_WAVED SIDES STRAIGHT_1 STRAIGHT_2 "
-    "STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS CURLY_2 ELVIS HALF_SHAVED LONG_HAIR_CURLY LOOSE_HAIR MOHAWK PIXIE "
-    "POMPADOUR QUIFF TWIST_LONG_HAIR WILD"
+    "NONE BIG_HAIR BOB BUN CAESAR_SIDE_PART CURLY CURVY FRO LONG_NOT_TOO_LONG MIA_WALLACE SHAGGY_MULLET SHORT_CURLY "
+    "SHORT_FLAT SHORT_WAVED STRAIGHT_1 STRAIGHT_2 STRAIGHT_STRAND BRAIDS MOHAWK PIXIE POMPADOUR QUIFF LOOSE_HAIR WILD"
 ).split()
-_HATS = "HAT HIJAB TURBAN WINTER_HAT_1 WINTER_HAT_2 WINTER_HAT_3 WINTER_HAT_4".split()
-_HAIR_COLORS = "AUBURN BLACK BLONDE BLONDE_GOLDEN BROWN BROWN_DARK PASTEL_PINK PLATINUM RED SILVER_GRAY".split()
-_SKINS = "TANNED YELLOW PALE LIGHT BROWN DARK_BROWN BLACK".split()
+_HATS = "HAT HIJAB TURBAN WINTER_HAT_1 WINTER_HAT_2 WINTER_HAT_3".split()
+_HAIR_COLORS = {
+    "BLACK": "#2C1B18",
+    "BROWN": "#724133",
+    "BLONDE": "#E8C25A",
+    "RED": "#C93305",
+    "SILVER": "#E8E1E1",
+    "PINK": "#F27CA2",
+    "BLUE": "#3F7FD1",
+    "GREEN": "#4FA774",
+    "VIOLET": "#8257B8",
+}
+_SKINS = "PALE LIGHT BROWN DARK_BROWN BLACK".split()
 _EYES = "CLOSED CRY DEFAULT EYE_ROLL HAPPY HEART SIDE SQUINT SURPRISED WINK".split()
 _EYEBROWS = (
     "ANGRY_NATURAL ANGRY DEFAULT_NATURAL DEFAULT FLAT_NATURAL FROWN_NATURAL RAISED_EXCITED_NATURAL RAISED_EXCITED "
@@ -55,15 +63,7 @@ _CLOTHES_COLORS = (
     "BLACK BLUE_01 BLUE_02 BLUE_03 GRAY_01 GRAY_02 HEATHER PASTEL_BLUE PASTEL_GREEN PASTEL_ORANGE PASTEL_YELLOW PINK "
     "RED WHITE"
 ).split()
-_BACKGROUNDS = {
-    "WHITE": "#FFFFFF",
-    "SKY": "#CFE8FC",
-    "MINT": "#D3F2DF",
-    "SAND": "#F6E7CB",
-    "ROSE": "#FADADD",
-    "LILAC": "#E2DAF5",
-    "SLATE": "#9FB0C3",
-}
+_BACKGROUND = "#CFE8FC"  # light, so that white hair and hats still stand out
 
 
 def choose_attributes(seed: int, index: int) -> Labels:
@@ -74,7 +74,7 @@ def choose_attributes(seed: int, index: int) -> Labels:
     return {
         "hair": "NONE" if hat != "NONE" else rng.choice(_HAIR),
         "hat": hat,
-        "hair_color": rng.choice(_HAIR_COLORS),
+        "hair_color": rng.choice(sorted(_HAIR_COLORS)),
         "skin": rng.choice(_SKINS),
         "eyes": "DEFAULT" if rng.random() < 0.4 else rng.choice(_EYES),
         "eyebrows": rng.choice(_EYEBROWS),
@@ -84,14 +84,13 @@ def choose_attributes(seed: int, index: int) -> Labels:
         "glasses": rng.choice(_GLASSES) if rng.random() < 0.35 else "NONE",
         "clothes": rng.choice(_CLOTHES),
         "clothes_color": rng.choice(_CLOTHES_COLORS),
-        "background": rng.choice(sorted(_BACKGROUNDS)),
     }
 
 
 def draw_svg(labels: Labels) -> str:
     """The SVG text of a face with these attributes, cut to the head."""
     top = pa.HatType[labels["hat"]] if labels["hat"] != "NONE" else pa.HairType[labels["hair"]]
-    hair_color = pa.HairColor[labels["hair_color"]]
+    hair_color = _HAIR_COLORS[labels["hair_color"]]
     clothes_color = pa.ClothingColor[labels["clothes_color"]]
     svg: str = pa.Avatar(
         style=pa.AvatarStyle.TRANSPARENT,
@@ -119,9 +118,7 @@ def draw_svg(labels: Labels) -> str:
 def draw(index: int, size: int, seed: int) -> tuple[Pixels, Labels]:
     """Face `index` as uint8 (size, size, 3) with its attributes."""
     labels = choose_attributes(seed, index)
-    png = resvg_py.svg_to_bytes(
-        svg_string=draw_svg(labels), width=size, background=_BACKGROUNDS[labels["background"]], skip_system_fonts=True
-    )
+    png = resvg_py.svg_to_bytes(svg_string=draw_svg(labels), width=size, background=_BACKGROUND, skip_system_fonts=True)
     return fit_square(load_image(bytes(png)), size), labels
 
 

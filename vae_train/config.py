@@ -28,16 +28,17 @@ class TrainConfig:
 
     data: str = _setting(AVATARS, "avatars, a folder, a .zip or .tar of pictures, or hf:owner/name")
     preset: str = _setting("classic", "classic: 32x32, five stride-2 convolutions, sum of squared errors")
-    epochs: int = _setting(20, "passes over the training pictures", 1, 1_000_000)
+    epochs: int = _setting(36, "passes over the training pictures", 1, 1_000_000)
     image_size: int = _setting(32, "side of the pictures in pixels, a multiple of 32", 32, 512)
     latent_dim: int = _setting(128, "length of the code z", 1, 4096)
     batch_size: int = _setting(128, "pictures a step", 2, 65536)
     learning_rate: float = _setting(1e-3, "of Adam", 1e-8, 1.0)
     beta: float = _setting(1.0, "weight of the KL divergence", 0.0, 1e6)
+    kl_warmup: int = _setting(200, "steps over which the weight of the KL divergence grows from 0", 0, 10_000_000)
     ema: float = _setting(
         0.999, "decay of the averaged weights, which are evaluated and exported; 0: no average", 0.0, 0.99999
     )
-    avatars: int = _setting(6000, "faces to draw, for --data avatars", 64, 10_000_000)
+    avatars: int = _setting(8000, "faces to draw, for --data avatars", 64, 10_000_000)
     seed: int = _setting(0, "decides weights, order, noise and avatars", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:

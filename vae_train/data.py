@@ -116,7 +116,7 @@ def check_source(source: str) -> None:
         raise UsageError(f"--data {source}: not a folder and not a readable .zip or .tar")
 
 
-def load_faces(source: str, image_size: int, avatars: int = 6000, seed: int = 0) -> Faces:
+def load_faces(source: str, image_size: int, avatars: int = 8000, seed: int = 0) -> Faces:
     """Decode `source` at `image_size`, or map it from the cache if its content is there already.
 
     avatars, seed: how many faces `avatars` draws, and which; the other sources do not use them.

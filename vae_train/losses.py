@@ -33,6 +33,15 @@ def negative_elbo(reconstruction: Tensor, kl: Tensor, beta: float = 1.0) -> Tens
     return reconstruction + beta * kl
 
 
+def kl_weight(step: int, warmup: int) -> float:
+    """Share of beta at a step, counted from 0: it grows evenly to 1 over the first `warmup` steps.
+
+    Bowman et al., "Generating sentences from a continuous space" (2016), section 3.1. Without it the first steps
+    silence latents that the decoder has not learned to use yet.
+    """
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
 def bits_per_dim(squared_error: float, kl: float, dimensions: int) -> float:
     """The bound in bits for each 8-bit colour value, under N(x_hat, sigma^2) with the sigma that fits best.
 

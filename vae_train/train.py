@@ -33,7 +33,7 @@ from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data import Faces, load_faces
 from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
 from vae_train.figures import FIGURES, draw_curve, draw_faces
-from vae_train.losses import bits_per_dim, kl_divergence, negative_elbo, squared_error
+from vae_train.losses import bits_per_dim, kl_divergence, kl_weight, negative_elbo, squared_error
 from vae_train.model import VAE, reparameterize
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
@@ -141,7 +141,7 @@ def train_epoch(state: State, config: TrainConfig, pixels: Tensor, bar: tqdm[Any
 
         reconstruction, mu, logvar = model(image, eps)
         error, kl = squared_error(reconstruction, image), kl_divergence(mu, logvar)
-        loss = negative_elbo(error, kl, config.beta).mean()
+        loss = negative_elbo(error, kl, config.beta * kl_weight(step, config.kl_warmup)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -89,6 +89,11 @@ def test_the_elbo_is_a_bound_of_a_likelihood_that_is_known():
     assert bound.item() == pytest.approx(exact.item(), abs=1e-9)
 
 
+def test_the_kl_weight_grows_evenly_to_one():
+    assert [losses.kl_weight(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert losses.kl_weight(0, 0) == 1.0
+
+
 def test_bits_per_dim_against_the_gaussian_density(rng):
     """Independent oracle: the mean log density of noise under its own Gaussian, for values of 1/256 each."""
     dimensions, sigma = 3072, 0.11
