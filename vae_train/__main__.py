@@ -1,4 +1,4 @@
-"""The command line: python -m vae_train [train] | export.
+"""The command line: python -m vae_train [train] | export | evaluate.
 
 Everything that can be wrong with a command line is found before torch is imported or a picture is read.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.cli import Parser, integer, number, run
+from vae_runtime.cli import Parser, integer, number, output, run
 from vae_runtime.errors import InputError
 from vae_runtime.session import parse_device
 from vae_train.config import CONFIG_FILE, PRESETS, TrainConfig, make_config, option, resumed_config
@@ -26,7 +26,7 @@ EXPORTED = "exported"
 def train_parser() -> Parser:
     parser = Parser(
         prog="python -m vae_train",
-        description="Train a VAE on faces, export it, and draw the figures. See also: export --help.",
+        description="Train a VAE on faces, export it, and draw the figures. Other commands: export, evaluate.",
     )
     for item in dataclasses.fields(TrainConfig):
         low, high = item.metadata["low"], item.metadata["high"]
@@ -52,6 +52,19 @@ def export_parser() -> Parser:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
     parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/exported)")
     parser.add_argument("--name", type=_name, help="the model's name (default: SOURCE-SIZE)")
+    return parser
+
+
+def evaluate_parser() -> Parser:
+    parser = Parser(prog="python -m vae_train evaluate", description="Measure a run or an exported model on pictures.")
+    parser.add_argument(
+        "model", type=Path, metavar="RUN_OR_EXPORTED", help="a run, a checkpoint, or an exported folder"
+    )
+    parser.add_argument("--data", required=True, help="as for training; of a model's own source, the held-out pictures")
+    parser.add_argument(
+        "--json", type=output(".json"), help="write the figures, KL of each latent included, to this file"
+    )
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
 
@@ -135,9 +148,28 @@ def export_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def evaluate_command(arguments: Sequence[str]) -> int:
+    given = evaluate_parser().parse_args(arguments)
+    if not given.model.exists():
+        raise UsageError(f"{given.model}: no such run, checkpoint or exported model")
+    check_source(given.data)
+
+    from vae_train.evaluate import as_table, check_model, evaluate, open_model, pictures_of, save_json
+    from vae_train.train import choose_device
+
+    check_model(given.model)
+    model = open_model(given.model, choose_device(given.device))
+    faces, pixels, which = pictures_of(model, given.data)
+    figures = evaluate(model, pixels)
+    print(as_table(figures, f"{model.name} on {faces.name} ({which})"))
+    if given.json:
+        save_json({"model": model.name, "data": faces.name, "which": which, **figures}, given.json)
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else ("train", arguments)
-    commands = {"train": train_command, "export": export_command}
+    commands = {"train": train_command, "export": export_command, "evaluate": evaluate_command}
     try:
         if command not in commands:
             raise UsageError(f"unknown command {command!r}, expected {' or '.join(commands)}")

@@ -102,7 +102,7 @@ def check_source(source: str) -> None:
             raise UsageError(f"--data {error}") from None
         return
     path = Path(source)
-    if not path.exists():
+    if not source or not path.exists():
         raise UsageError(
             f"--data {source}: no such file or folder; give avatars, a folder, a .zip/.tar or hf:owner/name"
         )

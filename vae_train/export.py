@@ -80,6 +80,7 @@ def export(source: Path, out: Path, name: str | None = None) -> ModelConfig:
     name: the model's; from the source of its pictures and their size if not given. Raises UsageError, CheckpointError,
     or ExportError when the graphs differ from the model by more than `TOLERANCE`; `out` is then as it was before.
     """
+    out = out.absolute()
     check_target(out)
     run = find_run(source)
     config = TrainConfig.load(run)
@@ -273,9 +274,9 @@ leaves open, so fine detail is soft. It is a toy for pictures and no means to re
 def _move_into_place(folder: Path, out: Path, replaced: Path) -> None:
     """Rename `folder` to `out`; an export that lies there already is put back if that fails."""
     folder.chmod(0o777 & ~_umask())
-    if out.exists():
-        out.rename(replaced)
     try:
+        if out.exists():
+            out.rename(replaced)
         folder.rename(out)
     except OSError as error:
         if replaced.exists():

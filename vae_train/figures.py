@@ -48,7 +48,7 @@ def draw_faces(folder: Path, faces: Pixels, encode: Encode, decode: Decode, capt
     mu = encode(faces[:count])
     columns = min(count, _COLUMNS)
 
-    _sheet(folder / "real_images.png", faces[:_SHOWN], _COLUMNS, "Real images, held out", caption)
+    _sheet(folder / "real_images.png", faces[:_SHOWN], _COLUMNS, "Real images", "held out: never trained on")
     rows, labels = [], []
     for start in range(0, count, columns):
         part = slice(start, start + columns)

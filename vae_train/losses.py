@@ -24,8 +24,13 @@ def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
     """(n, latent_dim) twice -> (n,): KL(N(mu, diag(exp(logvar))) || N(0, I)) (Kingma & Welling 2014, appendix B)."""
+    return kl_per_latent(mu, logvar).sum(1)
+
+
+def kl_per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
+    """The terms of `kl_divergence`, one a latent: (n, latent_dim)."""
     logvar = logvar.clamp(*LOGVAR_RANGE)
-    return 0.5 * (logvar.exp() + mu.square() - 1 - logvar).sum(1)
+    return 0.5 * (logvar.exp() + mu.square() - 1 - logvar)
 
 
 def negative_elbo(reconstruction: Tensor, kl: Tensor, beta: float = 1.0) -> Tensor:

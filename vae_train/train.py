@@ -88,8 +88,6 @@ def train(config: TrainConfig, run: Path, device: torch.device, resume: bool = F
         held_out = faces.held_out()
         _check_counts(config, faces, int((~held_out).sum()))
         _report_data(faces, held_out, run)
-        (run / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-
         data = {"name": faces.name, "count": int((~held_out).sum()), "sha256": faces.sha256}
         train_pixels = torch.from_numpy(faces.pixels[~held_out]).to(device)
         test_pixels = torch.from_numpy(faces.pixels[held_out]).to(device)
@@ -97,6 +95,7 @@ def train(config: TrainConfig, run: Path, device: torch.device, resume: bool = F
         history: list[dict[str, Any]] = []
         if resume:
             history = _restore(state, config, run, data)
+        _write(run / CONFIG_FILE, config.to_json())
 
         batches = len(train_pixels) // config.batch_size
         shown = to_pixels(test_pixels[:64])
@@ -385,9 +384,13 @@ def _append_metrics(run: Path, record: dict[str, Any]) -> None:
 
 
 def _rewrite_metrics(run: Path, records: list[dict[str, Any]]) -> None:
-    temporary = run / f"{METRICS_FILE}.tmp"
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    temporary.replace(run / METRICS_FILE)
+    _write(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _check_counts(config: TrainConfig, faces: Faces, training: int) -> None:

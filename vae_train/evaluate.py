@@ -1,0 +1,199 @@
+"""Figures of a run, through torch, or of an exported model, through vae_runtime, by the same formulas.
+
+Both are an `Autoencoder`: two functions on float arrays. The noise is drawn here, so both see the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from vae_runtime import model as runtime
+from vae_runtime.config import ENCODER_FILE
+from vae_train.config import TrainConfig
+from vae_train.data import Faces, load_faces
+from vae_train.errors import DataError
+from vae_train.export import find_run, load_checkpoint
+from vae_train.losses import bits_per_dim, kl_per_latent, squared_error
+from vae_train.metrics import importance_bound, psnr, sliced_wasserstein, ssim
+from vae_train.model import VAE, reparameterize
+from vae_train.train import load_weights
+
+Floats: TypeAlias = NDArray[np.float32]
+
+SAMPLES = 64
+"""K of the importance-weighted bound."""
+BOUND_IMAGES = 500
+"""Most pictures that the importance-weighted bound is taken over: each costs `SAMPLES` decodings."""
+COMPARED_IMAGES = 2000
+"""Most pictures that enter a sliced Wasserstein distance."""
+
+_BATCH = 100
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """What is measured."""
+
+    name: str
+    image_size: int
+    latent_dim: int
+    beta: float
+    data_sha256: str
+    """Digest of the source that it was trained on."""
+    encode: Callable[[Floats], tuple[Floats, Floats]]
+    """(n, 3, S, S) in [0, 1] -> mu, logvar"""
+    decode: Callable[[Floats], Floats]
+    """z (n, latent_dim) -> (n, 3, S, S) in [0, 1]"""
+
+
+def check_model(path: Path) -> None:
+    """Raise UsageError unless `path` is a run, a checkpoint of one, or an exported model."""
+    if not (path / ENCODER_FILE).is_file():
+        find_run(path)
+
+
+def open_model(path: Path, device: torch.device) -> Autoencoder:
+    """The model in `path`: a run or one of its checkpoints through torch, or an exported folder through vae_runtime."""
+    if (path / ENCODER_FILE).is_file():
+        return _open_exported(path, device)
+    config = TrainConfig.load(find_run(path))
+    saved = load_checkpoint(path)
+    network = VAE(config.image_size, config.latent_dim)
+    load_weights(network, saved)
+    network.to(device).eval()
+
+    @torch.no_grad()
+    def encode(image: Floats) -> tuple[Floats, Floats]:
+        mu, logvar = network.encoder(torch.from_numpy(image).to(device))
+        return mu.cpu().numpy(), logvar.cpu().numpy()
+
+    @torch.no_grad()
+    def decode(z: Floats) -> Floats:
+        image: Floats = network.decoder(torch.from_numpy(z).to(device)).cpu().numpy()
+        return image
+
+    data = saved.state["data"]["sha256"]
+    return Autoencoder(path.name, config.image_size, config.latent_dim, config.beta, data, encode, decode)
+
+
+def _open_exported(path: Path, device: torch.device) -> Autoencoder:
+    player = runtime.VAE.load(path, device=str(device) if device.type == "cuda" else "cpu")
+    config = player.config
+
+    def encode(image: Floats) -> tuple[Floats, Floats]:
+        mu, logvar = player.encoder.run(image)
+        return mu, logvar
+
+    def decode(z: Floats) -> Floats:
+        return player.decoder.run(z)[0]
+
+    data = config.training_data.sha256
+    return Autoencoder(config.name, config.image_size, config.latent_dim, config.beta, data, encode, decode)
+
+
+def pictures_of(model: Autoencoder, source: str) -> tuple[Faces, NDArray[np.uint8], str]:
+    """The source, the pictures (n, 3, S, S) to measure on, and a word for which they are.
+
+    Of the source that the model was trained on, these are the held-out ones; of any other source, all.
+    """
+    faces = load_faces(source, model.image_size)
+    if faces.sha256 == model.data_sha256:
+        return faces, faces.pixels[faces.held_out()], "held out"
+    return faces, faces.pixels, "all"
+
+
+def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    """The figures of `model` on pictures (n, 3, S, S), n >= 2, as plain numbers.
+
+    negative_elbo, reconstruction, kl: nats per image, of one draw of z. importance_bound: the same likelihood, K = 64,
+    over `importance_images` pictures, to be compared with negative_elbo at beta = 1. bits_per_dim: see `losses`. psnr
+    (dB) and ssim: of decode(mu), means over the pictures. active_units: latents whose mu varies by more than 0.01
+    (Burda et al. 2016). kl_per_latent: nats. swd_*: sliced Wasserstein distance x 1000, the mean over the pyramid, of
+    prior samples and of reconstructions to the pictures, and of one half of the pictures to the other.
+    """
+    if len(pixels) < 2:
+        raise DataError(f"{len(pixels)} pictures to measure on, at least 2 are needed")
+    rng = np.random.default_rng(_SEED)
+    errors, kls, mus, psnrs, ssims, bounds, rebuilt = [], [], [], [], [], [], []
+    bounded = 0
+    for start in tqdm(range(0, len(pixels), _BATCH), desc=f"evaluating {model.name}", unit="batch"):
+        image = pixels[start : start + _BATCH].astype(np.float32) / np.float32(255)
+        mu, logvar = (torch.from_numpy(part) for part in model.encode(image))
+        target = torch.from_numpy(image)
+        mean_image = torch.from_numpy(model.decode(mu.numpy()))
+        errors.append(squared_error(_draw(model, mu, logvar, rng)[1], target))
+        kls.append(kl_per_latent(mu, logvar))
+        mus.append(mu)
+        psnrs.append(psnr(mean_image, target))
+        ssims.append(ssim(mean_image, target))
+        rebuilt.append((mean_image * 255).round().to(torch.uint8))
+        if take := min(len(image), BOUND_IMAGES - bounded):
+            draws = [_draw(model, mu[:take], logvar[:take], rng) for _ in range(SAMPLES)]
+            likelihoods = torch.stack([squared_error(decoded, target[:take]) for _, decoded in draws])
+            bounds.append(importance_bound(likelihoods, torch.stack([z for z, _ in draws]), mu[:take], logvar[:take]))
+            bounded += take
+    per_latent = torch.cat(kls).double().mean(0)
+    error, kl = torch.cat(errors).double().mean().item(), per_latent.sum().item()
+    return {
+        "images": len(pixels),
+        "negative_elbo": error + model.beta * kl,
+        "reconstruction": error,
+        "kl": kl,
+        "bits_per_dim": bits_per_dim(error, kl, pixels[0].size),
+        "importance_bound": torch.cat(bounds).double().mean().item(),
+        "importance_images": bounded,
+        "psnr": torch.cat(psnrs).double().mean().item(),
+        "ssim": torch.cat(ssims).double().mean().item(),
+        "active_units": int((torch.cat(mus).double().var(0, correction=0) > 0.01).sum().item()),
+        **_distances(model, torch.from_numpy(np.ascontiguousarray(pixels)), torch.cat(rebuilt), rng),
+        "kl_per_latent": [round(value, 6) for value in per_latent.tolist()],
+    }
+
+
+def _draw(model: Autoencoder, mu: Tensor, logvar: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """z ~ q(z|x), and its picture."""
+    z = reparameterize(mu, logvar, torch.from_numpy(rng.standard_normal(mu.shape, dtype=np.float32)))
+    return z, torch.from_numpy(model.decode(z.numpy()))
+
+
+def _distances(model: Autoencoder, real: Tensor, rebuilt: Tensor, rng: np.random.Generator) -> dict[str, float]:
+    count = min(len(real), COMPARED_IMAGES)
+    parts = np.array_split(rng.standard_normal((count, model.latent_dim), dtype=np.float32), -(-count // _BATCH))
+    samples = torch.cat([(torch.from_numpy(model.decode(part)) * 255).round().to(torch.uint8) for part in parts])
+    half = count // 2
+    pairs = {
+        "swd_samples": (samples, real[:count]),
+        "swd_reconstructions": (rebuilt[:count], real[:count]),
+        "swd_real_halves": (real[:half], real[half : 2 * half]),
+    }
+    return {name: float(np.mean(list(sliced_wasserstein(*pair).values()))) for name, pair in pairs.items()}
+
+
+def as_table(figures: dict[str, Any], title: str) -> str:
+    """The figures as lines of text, with their units."""
+    units = {"negative_elbo": "nats", "reconstruction": "nats", "kl": "nats", "importance_bound": "nats", "psnr": "dB"}
+    width = max(map(len, figures)) + 2
+    lines = [
+        f"{name:<{width}}{value:>10.4f} {units.get(name, '')}".rstrip()
+        if isinstance(value, float)
+        else f"{name:<{width}}{value:>10}"
+        for name, value in figures.items()
+        if name != "kl_per_latent"
+    ]
+    return "\n".join([title, *lines])
+
+
+def save_json(figures: dict[str, Any], path: Path) -> None:
+    """Write the figures as JSON."""
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
