@@ -32,6 +32,7 @@ from vae_train import checkpoint
 from vae_train.checkpoint import Checkpoint
 from vae_train.config import CONFIG_FILE as RUN_CONFIG_FILE
 from vae_train.config import TrainConfig
+from vae_train.data import AVATARS
 from vae_train.errors import CheckpointError, ExportError, UsageError
 from vae_train.model import VAE
 from vae_train.train import CHECKPOINTS, load_weights, read_metrics
@@ -230,6 +231,11 @@ def model_card(config: ModelConfig, trained: TrainConfig) -> str:
             "seed": trained.seed,
         }.items()
     )
+    licence = (
+        "The faces were drawn by python_avatars (MIT) and are free to use."
+        if data.name == AVATARS
+        else "The pictures belong to their makers; the licence of this source is not stated."
+    )
     rows = "\n".join(f"| {key.replace('_', ' ')} | {value:g} |" for key, value in config.metrics.items())
     return f"""---
 license: mit
@@ -254,6 +260,7 @@ faces = vae.sample(16, rng=0)
 
 {data.count} faces of `{data.name}` (content {data.sha256[:16]}), preset `{config.preset}`, likelihood
 `{config.likelihood}`, beta {config.beta:g}, model id `{config.model_id}`. Made by `python -m vae_train {command}`.
+{licence} The weights are under the MIT licence.
 
 ## Figures
 
