@@ -73,18 +73,18 @@ def _device(text: str) -> str:
 
 def show_info(arguments: argparse.Namespace) -> None:
     for name, value in describe_environment().items():
-        print(f"{name:<15}{value}")
+        print(f"{name:<24}{value}")
     vae = VAE.load(arguments.model, device=arguments.device)
     config = vae.config
     data = config.training_data
-    print(f"{'model':<15}{config.name} ({config.preset}), id {config.model_id}")
-    print(f"{'pictures':<15}{config.image_size} x {config.image_size} RGB, latent_dim {config.latent_dim}")
-    print(f"{'trained on':<15}{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}")
+    print(f"{'model':<24}{config.name} ({config.preset}), id {config.model_id}")
+    print(f"{'pictures':<24}{config.image_size} x {config.image_size} RGB, latent_dim {config.latent_dim}")
+    print(f"{'trained on':<24}{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}")
     for metric, figure in config.metrics.items():
-        print(f"{metric:<23}{figure:.4g}")
-    print(f"{'runs on':<15}{vae.device} ({', '.join(vae.encoder.session.get_providers())})")
+        print(f"{metric:<24}{figure:.4g}")
+    print(f"{'runs on':<24}{vae.device} ({', '.join(vae.encoder.session.get_providers())})")
     reason = None if vae.device.startswith("cuda") else why_not_cuda()
-    print(f"{'CUDA':<15}{reason or 'available'}")
+    print(f"{'CUDA':<24}{reason or 'available'}")
 
 
 def describe_environment() -> dict[str, str]:

@@ -75,7 +75,7 @@ def test_swd_of_one_set_with_itself_in_another_order_is_small():
     assert same.keys() == {32, 16}
     mosaic = one[..., ::8, ::8].repeat_interleave(8, 2).repeat_interleave(8, 3)
     other = sliced_wasserstein(one, mosaic)
-    assert all(other[level] > 3 * same[level] for level in (32, 16))
+    assert all(other[level] > 2 * same[level] for level in (32, 16))
     assert sliced_wasserstein(one, one.flip(0)) == same
 
 
