@@ -27,6 +27,14 @@ class InputTypeError(VAEError, TypeError):
     """An argument of a type that the function does not take."""
 
 
+class ImageArrayError(ImageError, InputError):
+    """An array that is no picture: another type than uint8, or another shape than (H, W, 3)."""
+
+
+class ImageTypeError(ImageError, InputTypeError):
+    """An object that is no picture, nor the path or the bytes of one."""
+
+
 class ConfigError(VAEError, ValueError):
     """A config.json that is not exactly what this version writes."""
 

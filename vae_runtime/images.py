@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vae_runtime.errors import ImageError, ImageNotFoundError, ImagePermissionError, InputError, InputTypeError
+from vae_runtime.errors import (
+    ImageArrayError,
+    ImageError,
+    ImageNotFoundError,
+    ImagePermissionError,
+    ImageTypeError,
+    InputError,
+)
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Pixels
@@ -42,8 +49,8 @@ def load_image(source: ImageSource) -> Pixels:
     """One picture as RGB uint8 (H, W, 3), in its original size, upright.
 
     source: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-    Raises ImageError (ImageNotFoundError, ImagePermissionError) for what cannot or must not be read, and
-    InputTypeError for another type.
+    Raises ImageError for what cannot or must not be read: ImageNotFoundError, ImagePermissionError, ImageArrayError,
+    and ImageTypeError for another type.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -54,7 +61,7 @@ def load_image(source: ImageSource) -> Pixels:
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         return _from_bytes(_read_file(path), str(path))
-    raise InputTypeError(
+    raise ImageTypeError(
         f"image: got {type(source).__name__}, expected a path, bytes, a PIL image or a uint8 array (H, W, 3)"
     )
 
@@ -167,13 +174,13 @@ def _scale_grey16(image: Image.Image, name: str) -> Image.Image:
 
 def _from_array(array: NDArray[np.generic]) -> Pixels:
     if array.dtype != np.uint8:
-        raise InputError(
+        raise ImageArrayError(
             f"image: got an array of {array.dtype}, expected uint8 in 0..255 (for floats in 0..1: (x * 255).round())"
         )
     channels = array.shape[-1] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
         hint = "; move the channels to the end" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        raise InputError(f"image: got an array of shape {array.shape}, expected (height, width, 3){hint}")
+        raise ImageArrayError(f"image: got an array of shape {array.shape}, expected (height, width, 3){hint}")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise ImageError(f"image: {array.shape} is more than the {MAX_PIXELS // 10**6} million pixels that are read")
     pixels = np.ascontiguousarray(array, dtype=np.uint8)

@@ -108,7 +108,7 @@ class VAE:
         for index, source in enumerate(_each(images)):
             try:
                 prepared.append(fit_square(load_image(source), self.image_size))
-            except (ImageError, InputError, InputTypeError) as error:
+            except ImageError as error:
                 error.args = (f"images[{index}]: {error.args[-1]}",)
                 raise
         return np.stack(prepared) if prepared else np.empty((0, self.image_size, self.image_size, 3), np.uint8)

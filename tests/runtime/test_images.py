@@ -222,8 +222,9 @@ def test_a_fifo_does_not_hang(tmp_path):
 
 @pytest.mark.parametrize("source", [None, 3, 1.5, object(), [1], {"a": 1}])
 def test_other_types_are_refused(source):
-    with pytest.raises(InputTypeError, match="expected a path"):
+    with pytest.raises(InputTypeError, match="expected a path") as caught:
         load_image(source)
+    assert isinstance(caught.value, ImageError)
 
 
 def test_arrays():
@@ -238,8 +239,9 @@ def test_arrays():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.bool_, ">u2"])
 def test_arrays_of_other_types_are_refused(dtype):
-    with pytest.raises(InputError, match="uint8"):
+    with pytest.raises(ImageError, match="uint8") as caught:
         load_image(np.zeros((4, 4, 3), dtype))
+    assert isinstance(caught.value, InputError)
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 8, 8), (4, 4, 2), (0, 4, 3), (2, 4, 4, 3), ()])
