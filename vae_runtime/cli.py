@@ -103,17 +103,17 @@ def existing_file(text: str) -> str:
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Call `main` and leave the process: a project error is one line and status 1, a closed pipe is silent."""
+    """Call `main` and leave the process. An error of ours or of the disk is one line and status 1."""
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except VAEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = EXIT_FAILURE
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more while it shuts down; give it a place that takes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_FAILURE
+    except (VAEError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
         status = EXIT_FAILURE
     raise SystemExit(status)

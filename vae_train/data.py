@@ -411,9 +411,14 @@ def _cached(name: str, digest: str, image_size: int, fill: Callable[[_Sink], Non
         return _open_cache(folder, name, digest, image_size)
     except (OSError, ValueError, KeyError):
         shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Filled beside its place and renamed: a reader finds a whole entry or none, and two runs may fill it at once.
-    temporary = Path(tempfile.mkdtemp(prefix=".filling-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".filling-", dir=folder.parent))
+    except OSError as error:
+        raise DataError(
+            f"{folder.parent}: the cache cannot be written ({error.strerror}); set ANIME_VAE_CACHE to a folder that can"
+        ) from error
     try:
         sink = _Sink(temporary)
         with sink.file:

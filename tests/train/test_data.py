@@ -120,6 +120,13 @@ def test_a_damaged_cache_is_made_again(folder, cache, damage):
     np.testing.assert_array_equal(load_faces(str(folder), 16).pixels, first)
 
 
+def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ANIME_VAE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match="set ANIME_VAE_CACHE"):
+        load_faces(str(folder), 8)
+
+
 BROKEN = {
     "truncated.png": picture(1)[:300],
     "empty.jpg": b"",
