@@ -1,4 +1,4 @@
-"""The command line: python -m vae_train [train] | export | evaluate.
+"""The command line: python -m vae_train [train] | export | evaluate | benchmark.
 
 Everything that can be wrong with a command line is found before torch is imported or a picture is read.
 """
@@ -26,7 +26,7 @@ EXPORTED = "exported"
 def train_parser() -> Parser:
     parser = Parser(
         prog="python -m vae_train",
-        description="Train a VAE on faces, export it, and draw the figures. Other commands: export, evaluate.",
+        description="Train a VAE on faces, export it, draw the figures. Other commands: export, evaluate, benchmark.",
     )
     for item in dataclasses.fields(TrainConfig):
         low, high = item.metadata["low"], item.metadata["high"]
@@ -64,6 +64,15 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "--json", type=output(".json"), help="write the figures, KL of each latent included, to this file"
     )
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser
+
+
+def benchmark_parser() -> Parser:
+    parser = Parser(prog="python -m vae_train benchmark", description="Measure training here against the plain loop.")
+    parser.add_argument("--data", default=TrainConfig.data, help="as for training")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default=TrainConfig.preset, help="the network")
+    parser.add_argument("--seconds", type=number(1, 600), default=15.0, help="time for each loop")
     parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
@@ -167,12 +176,31 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def benchmark_command(arguments: Sequence[str]) -> int:
+    given = benchmark_parser().parse_args(arguments)
+    config = make_config({"data": given.data, "preset": given.preset})
+    check_source(config.data)
+
+    from vae_train.benchmark import as_table, benchmark, describe_machine
+    from vae_train.train import choose_device
+
+    device = choose_device(given.device)
+    rows, limit = benchmark(config, str(device), given.seconds)
+    print(as_table(rows, limit, describe_machine(config, device)))
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else ("train", arguments)
-    commands = {"train": train_command, "export": export_command, "evaluate": evaluate_command}
+    commands = {
+        "train": train_command,
+        "export": export_command,
+        "evaluate": evaluate_command,
+        "benchmark": benchmark_command,
+    }
     try:
         if command not in commands:
-            raise UsageError(f"unknown command {command!r}, expected {' or '.join(commands)}")
+            raise UsageError(f"unknown command {command!r}, expected one of {', '.join(commands)}")
         return commands[command](rest)
     except UsageError as error:
         train_parser().error(str(error))
