@@ -44,7 +44,7 @@ def folder(tmp_path):
     Image.new("L", (50, 30), 77).save(root / "grey.png")
     Image.new("RGBA", (30, 50), (1, 2, 3, 0)).save(root / "clear.PNG")
     (root / "no_ending").write_bytes(picture(500))
-    (root / "notes.txt").write_text("not a face")
+    (root / "notes.txt").write_text("BMW: not a face")
     (root / ".DS_Store").write_bytes(b"\0\0")
     (root / "._000.png").write_bytes(b"\0\5\x16\7")
     return root
