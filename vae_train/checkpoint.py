@@ -56,6 +56,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "sha256": hashlib.sha256(data).hexdigest(),
         "state": checkpoint.state,
     }
+    record["record_sha256"] = _record_digest(record)
     path = folder / f"step-{checkpoint.step:09d}.json"
     try:
         _write(path.with_suffix(".safetensors"), data)
@@ -89,6 +90,8 @@ def load(path: Path) -> Checkpoint:
         data = path.with_suffix(".safetensors").read_bytes()
         if record["format_version"] != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format {record['format_version']}, this version reads {FORMAT_VERSION}")
+        if _record_digest(record) != record["record_sha256"]:
+            raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one noted")
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             raise CheckpointError(f"{path.with_suffix('.safetensors')}: damaged, its SHA-256 is not the one noted")
         return Checkpoint(int(record["step"]), dict(record["state"]), tensors_from_bytes(data))
@@ -96,6 +99,11 @@ def load(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # JSON, keys, the disk, and safetensors' own class
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({type(error).__name__}: {error})") from error
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    noted = {key: value for key, value in record.items() if key != "record_sha256"}
+    return hashlib.sha256(json.dumps(noted, sort_keys=True).encode()).hexdigest()
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import json
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -442,8 +443,14 @@ def _locked(run: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that receives the number of SIGINT or SIGTERM; the second signal ends the process at once."""
+    """A list that receives the number of SIGINT or SIGTERM; the second signal ends the process at once.
+
+    Only the main thread can receive signals: in another one the list stays empty.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)

@@ -65,6 +65,22 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, suffix, dam
         assert "step-000000002" in damaged[0]
 
 
+def test_every_flipped_byte_is_seen(tmp_path):
+    """A flip in the JSON, too: where it leaves the same meaning (white space), the checkpoint is as it was."""
+    path = save(tmp_path, sample(3))
+    for target in (path, path.with_suffix(".safetensors")):
+        data = target.read_bytes()
+        for place in range(0, len(data), 7):
+            target.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            try:
+                found = load(path)
+            except CheckpointError:
+                continue
+            assert target == path
+            assert_equal(found, sample(3))
+        target.write_bytes(data)
+
+
 def test_leftovers_of_a_kill_do_not_count(tmp_path):
     save(tmp_path, sample(1))
     (tmp_path / "step-000000009.json.tmp").write_text("{}")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,12 @@ def test_signals_save_and_say_how_to_go_on(faces_zip, tmp_path, number, status):
     saved, damaged = checkpoint.load_latest(run / CHECKPOINTS)
     assert saved is not None
     assert not damaged
+
+
+def test_a_run_in_another_thread(finished, config, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, config, tmp_path / "run", CPU).result()
+    assert_same_run(finished, tmp_path / "run")
 
 
 def test_config_reads_only_what_it_wrote(tmp_path, config):
