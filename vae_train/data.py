@@ -48,8 +48,9 @@ _HUB_PATTERNS = [
 ]
 _SHOWN = 20
 
-Files: TypeAlias = list[tuple[str, Path]]
-"""Name within the source, and place on the disk."""
+File: TypeAlias = tuple[str, Path | None]
+"""Name within the source, and place on the disk; None for a link out of it, a dangling one, or no regular file."""
+Files: TypeAlias = list[File]
 Entry: TypeAlias = tuple[str, Callable[[], bytes]]
 """The name of a picture within its source, and how to get its bytes."""
 
@@ -165,8 +166,8 @@ def _looks_like_image(name: str, head: bytes) -> bool:
     return _ending(name) in _IMAGE_ENDINGS or head.startswith(_SIGNATURES) or head[:4] + head[8:12] == b"RIFFWEBP"
 
 
-def _folder_files(root: Path, within: Path) -> Iterator[tuple[str, Path]]:
-    """(relative name, path) of each regular file below `root`, sorted; links that leave `within` are not followed."""
+def _folder_files(root: Path, within: Path) -> Iterator[File]:
+    """Each file below `root`, sorted; links that leave `within` are not followed."""
     for folder, folders, files in os.walk(root):
         folders.sort()
         for file in sorted(files):
@@ -174,10 +175,9 @@ def _folder_files(root: Path, within: Path) -> Iterator[tuple[str, Path]]:
             name = path.relative_to(root).as_posix()
             try:
                 inside = not path.is_symlink() or path.resolve().is_relative_to(within)
-                if inside and stat.S_ISREG(path.stat().st_mode):
-                    yield name, path
+                yield name, path if inside and stat.S_ISREG(path.stat().st_mode) else None
             except (OSError, RuntimeError):  # a dangling link, or a loop of links
-                continue
+                yield name, None
 
 
 def _head(path: Path) -> bytes:
@@ -190,7 +190,7 @@ def _head(path: Path) -> bytes:
 
 def _folder_entries(root: Path, within: Path) -> Iterator[tuple[str, Path]]:
     for name, path in _folder_files(root, within):
-        if _looks_like_image(name, _head(path)):
+        if path is not None and _looks_like_image(name, _head(path)):
             yield name, path
 
 
@@ -209,7 +209,9 @@ class _Contents:
 
     def __iter__(self) -> Iterator[Entry]:
         for name, path in self.files:
-            if _looks_like_image(name, _head(path)):
+            if path is None:
+                self.stray += 1
+            elif _looks_like_image(name, _head(path)):
                 yield name, partial(_file_bytes, path)
             elif self.archives and zipfile.is_zipfile(path):
                 yield from self._zip(name, path)
@@ -327,6 +329,9 @@ def _content_digest(files: Files, archives: bool) -> str:
     """Of all names and bytes, and of whether archives among them are opened: it decides what the faces are."""
     total = hashlib.sha256(b"" if archives else b"pictures only")
     for name, path in files:
+        if path is None:
+            total.update(f"{name}\0not followed\0".encode("utf-8", "surrogateescape"))
+            continue
         try:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
