@@ -13,12 +13,12 @@ import numpy as np
 import PIL
 
 from vae_runtime import __version__
-from vae_runtime.cli import Parser, existing_file, integer, number, output, run
-from vae_runtime.errors import DeviceWarning, InputError
+from vae_runtime.cli import Parser, add_device, existing_file, integer, number, output, run
+from vae_runtime.errors import DeviceWarning
 from vae_runtime.images import Pixels, image_grid, save_animation, save_png
 from vae_runtime.latent import MAX_STEPS
 from vae_runtime.model import VAE
-from vae_runtime.session import parse_device, why_not_cuda
+from vae_runtime.session import why_not_cuda
 
 
 def build_parser() -> Parser:
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     _add_output(between, "interpolation.png", ".png", ".gif", ".webp")
 
     for verb in verbs.choices.values():
-        verb.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+        add_device(verb)
     return parser
 
 
@@ -61,14 +61,6 @@ def _add_output(verb: argparse.ArgumentParser, default: str, *endings: str) -> N
     verb.add_argument("--model", help="a folder or hf:owner/name; the bundled model if not given")
     verb.add_argument("-o", "--output", type=output(*endings), default=default, help="the file to write")
     verb.add_argument("--scale", type=integer(1, 32), default=4, help="screen pixels for each pixel of a face")
-
-
-def _device(text: str) -> str:
-    try:
-        parse_device(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def show_info(arguments: argparse.Namespace) -> None:

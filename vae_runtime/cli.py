@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from vae_runtime.errors import VAEError
+from vae_runtime.errors import InputError, VAEError
+from vae_runtime.session import parse_device
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -99,6 +100,19 @@ def existing_file(text: str) -> str:
     """An argparse type: the path of a file that is there."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return text
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option --device, the same for every command."""
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _device(text: str) -> str:
+    try:
+        parse_device(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("device: ")) from None
     return text
 
 

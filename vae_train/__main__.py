@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.cli import Parser, integer, number, output, run
-from vae_runtime.errors import InputError
-from vae_runtime.session import parse_device
+from vae_runtime.cli import Parser, add_device, integer, number, output, run
 from vae_train.config import CONFIG_FILE, PRESETS, TrainConfig, make_config, option, resumed_config
 from vae_train.data import check_source
 from vae_train.errors import UsageError
@@ -43,7 +41,7 @@ def train_parser() -> Parser:
     where = parser.add_argument_group("where")
     where.add_argument("--out", type=Path, help="the run's folder (default: runs/PRESET-SOURCE)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out; its settings are kept")
-    where.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
     return parser
 
 
@@ -64,7 +62,7 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "--json", type=output(".json"), help="write the figures, KL of each latent included, to this file"
     )
-    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
     return parser
 
 
@@ -73,16 +71,8 @@ def benchmark_parser() -> Parser:
     parser.add_argument("--data", default=TrainConfig.data, help="as for training")
     parser.add_argument("--preset", choices=tuple(PRESETS), default=TrainConfig.preset, help="the network")
     parser.add_argument("--seconds", type=number(1, 600), default=15.0, help="time for each loop")
-    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
     return parser
-
-
-def _device(text: str) -> str:
-    try:
-        parse_device(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("device: ")) from None
-    return text
 
 
 def _name(text: str) -> str:
@@ -134,11 +124,11 @@ def train_command(arguments: Sequence[str]) -> int:
         return stop.exit_status
 
     from vae_train.export import export
-    from vae_train.figures import draw_exported
+    from vae_train.figures import FIGURES, draw_exported
 
     export(folder, folder / EXPORTED)
     draw_exported(folder, folder / EXPORTED, faces)
-    print(f"figures: {folder / 'figures'}")
+    print(f"figures: {folder / FIGURES}")
     print(f"graphs:  {folder / EXPORTED}")
     print(f"try:     python -m vae_runtime sample --model {folder / EXPORTED} -o samples.png")
     return 0

@@ -53,6 +53,8 @@ File: TypeAlias = tuple[str, Path | None]
 Files: TypeAlias = list[File]
 Entry: TypeAlias = tuple[str, Callable[[], bytes]]
 """The name of a picture within its source, and how to get its bytes."""
+Decoded: TypeAlias = tuple[NDArray[np.uint8], bytes]
+"""(S, S, 3), and the digest of the picture at its original size."""
 
 
 @dataclass(frozen=True)
@@ -349,16 +351,15 @@ def _decoded(name: str, files: Files, image_size: int, archives: bool) -> Faces:
 
 
 def _decode_into(sink: _Sink, name: str, contents: _Contents, image_size: int) -> None:
-
-    def decode(data: bytes) -> tuple[NDArray[np.uint8], bytes]:
+    def decode(data: bytes) -> Decoded:
         picture = load_image(data)
         return fit_square(picture, image_size), _digest(picture)
 
     total = None if contents.archives else len(contents.files)
     with ThreadPoolExecutor() as pool, tqdm(total=total, desc=f"decoding {name}", unit="img") as bar:
-        for entry, result in _in_order(pool, decode, contents):
+        for entry, task in _in_order(pool, decode, contents):
             try:
-                pixels, key = result()
+                pixels, key = task.result()
             # Beside the funnel refusals: what disks and archives say of a member, in the classes of zlib and lzma too.
             except Exception as error:
                 reason = str(error).removeprefix("bytes: ") or type(error).__name__
@@ -379,26 +380,20 @@ def _decode_into(sink: _Sink, name: str, contents: _Contents, image_size: int) -
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, decode: Callable[[bytes], tuple[NDArray[np.uint8], bytes]], entries: Iterable[Entry]
-) -> Iterator[tuple[str, Callable[[], tuple[NDArray[np.uint8], bytes]]]]:
-    """(name, result) of each entry in its order, a few dozen decoded ahead; `result()` raises what went wrong."""
-    waiting: deque[tuple[str, Callable[[], tuple[NDArray[np.uint8], bytes]]]] = deque()
+    pool: ThreadPoolExecutor, decode: Callable[[bytes], Decoded], entries: Iterable[Entry]
+) -> Iterator[tuple[str, Future[Decoded]]]:
+    """Each entry in its order, a few dozen decoded ahead; the future raises what went wrong in reading or decoding."""
+    waiting: deque[tuple[str, Future[Decoded]]] = deque()
     for name, read in entries:
         try:
-            task: Future[tuple[NDArray[np.uint8], bytes]] = pool.submit(decode, read())
-            waiting.append((name, task.result))
+            task = pool.submit(decode, read())
         except Exception as error:
-            waiting.append((name, _raiser(error)))
+            task = Future()
+            task.set_exception(error)
+        waiting.append((name, task))
         if len(waiting) > 64:
             yield waiting.popleft()
     yield from waiting
-
-
-def _raiser(error: Exception) -> Callable[[], tuple[NDArray[np.uint8], bytes]]:
-    def raise_it() -> tuple[NDArray[np.uint8], bytes]:
-        raise error
-
-    return raise_it
 
 
 def _draw_into(sink: _Sink, count: int, image_size: int, seed: int) -> None:

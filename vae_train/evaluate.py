@@ -19,14 +19,12 @@ from tqdm import tqdm
 
 from vae_runtime import model as runtime
 from vae_runtime.config import ENCODER_FILE
-from vae_train.config import TrainConfig
 from vae_train.data import Faces, load_faces
 from vae_train.errors import DataError
-from vae_train.export import find_run, load_checkpoint
+from vae_train.export import find_run, load_run
 from vae_train.losses import bits_per_dim, kl_per_latent, squared_error
-from vae_train.metrics import importance_bound, psnr, sliced_wasserstein, ssim
-from vae_train.model import VAE, reparameterize
-from vae_train.train import load_weights
+from vae_train.metrics import active_units, importance_bound, psnr, sliced_wasserstein, ssim
+from vae_train.model import reparameterize
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -67,11 +65,8 @@ def open_model(path: Path, device: torch.device) -> Autoencoder:
     """The model in `path`: a run or one of its checkpoints through torch, or an exported folder through vae_runtime."""
     if (path / ENCODER_FILE).is_file():
         return _open_exported(path, device)
-    config = TrainConfig.load(find_run(path))
-    saved = load_checkpoint(path)
-    network = VAE(config.image_size, config.latent_dim)
-    load_weights(network, saved)
-    network.to(device).eval()
+    config, saved, network = load_run(path)
+    network.to(device)
 
     @torch.no_grad()
     def encode(image: Floats) -> tuple[Floats, Floats]:
@@ -137,7 +132,7 @@ def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         mus.append(mu)
         psnrs.append(psnr(mean_image, target))
         ssims.append(ssim(mean_image, target))
-        rebuilt.append((mean_image * 255).round().to(torch.uint8))
+        rebuilt.append(_to_uint8(mean_image))
         if take := min(len(image), BOUND_IMAGES - bounded):
             draws = [_draw(model, mu[:take], logvar[:take], rng) for _ in range(SAMPLES)]
             likelihoods = torch.stack([squared_error(decoded, target[:take]) for _, decoded in draws])
@@ -155,7 +150,7 @@ def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         "importance_images": bounded,
         "psnr": torch.cat(psnrs).double().mean().item(),
         "ssim": torch.cat(ssims).double().mean().item(),
-        "active_units": int((torch.cat(mus).double().var(0, correction=0) > 0.01).sum().item()),
+        "active_units": active_units(torch.cat(mus)),
         **_distances(model, torch.from_numpy(np.ascontiguousarray(pixels)), torch.cat(rebuilt), rng),
         "kl_per_latent": [round(value, 6) for value in per_latent.tolist()],
     }
@@ -167,10 +162,14 @@ def _draw(model: Autoencoder, mu: Tensor, logvar: Tensor, rng: np.random.Generat
     return z, torch.from_numpy(model.decode(z.numpy()))
 
 
+def _to_uint8(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
+
+
 def _distances(model: Autoencoder, real: Tensor, rebuilt: Tensor, rng: np.random.Generator) -> dict[str, float]:
     count = min(len(real), COMPARED_IMAGES)
     parts = np.array_split(rng.standard_normal((count, model.latent_dim), dtype=np.float32), -(-count // _BATCH))
-    samples = torch.cat([(torch.from_numpy(model.decode(part)) * 255).round().to(torch.uint8) for part in parts])
+    samples = torch.cat([_to_uint8(torch.from_numpy(model.decode(part))) for part in parts])
     half = count // 2
     pairs = {
         "swd_samples": (samples, real[:count]),

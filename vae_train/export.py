@@ -6,6 +6,7 @@ into place. The same weights give the same bytes: nothing of the machine, the mo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -31,7 +32,7 @@ from vae_runtime.config import CONFIG_FILE, DECODER_FILE, ENCODER_FILE, FORMAT_V
 from vae_train import checkpoint
 from vae_train.checkpoint import Checkpoint
 from vae_train.config import CONFIG_FILE as RUN_CONFIG_FILE
-from vae_train.config import TrainConfig
+from vae_train.config import TrainConfig, option
 from vae_train.data import AVATARS
 from vae_train.errors import CheckpointError, ExportError, UsageError
 from vae_train.model import VAE
@@ -75,6 +76,15 @@ def load_checkpoint(source: Path) -> Checkpoint:
     return saved
 
 
+def load_run(source: Path) -> tuple[TrainConfig, Checkpoint, VAE]:
+    """The settings, the checkpoint and the averaged network, ready to be used, of a run or of one checkpoint."""
+    config = TrainConfig.load(find_run(source))
+    saved = load_checkpoint(source)
+    model = VAE(config.image_size, config.latent_dim).eval()
+    load_weights(model, saved)
+    return config, saved, model
+
+
 def export(source: Path, out: Path, name: str | None = None) -> ModelConfig:
     """Export a run or one of its checkpoints into the folder `out`, and return its config.
 
@@ -84,10 +94,7 @@ def export(source: Path, out: Path, name: str | None = None) -> ModelConfig:
     out = out.absolute()
     check_target(out)
     run = find_run(source)
-    config = TrainConfig.load(run)
-    saved = load_checkpoint(source)
-    model = VAE(config.image_size, config.latent_dim).eval()
-    load_weights(model, saved)
+    config, saved, model = load_run(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         folder = Path(temporary) / "export"
@@ -104,7 +111,7 @@ def export(source: Path, out: Path, name: str | None = None) -> ModelConfig:
 
 def write_graphs(model: VAE, described: dict[str, Any], folder: Path) -> dict[str, str]:
     """Write both graphs into `folder`; return the SHA-256 of each by file name."""
-    size, dim = model_shape(model)
+    size, dim = model.image_size, model.latent_dim
     parts: list[tuple[str, nn.Module, torch.Tensor, str, list[str]]] = [
         (ENCODER_FILE, model.encoder, torch.zeros(2, 3, size, size), "image", ["mu", "logvar"]),
         (DECODER_FILE, model.decoder, torch.zeros(2, dim), "z", ["image"]),
@@ -160,7 +167,7 @@ def strip(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def check_parity(model: VAE, folder: Path) -> float:
     """Largest absolute difference between `model` and the graphs in `folder`; ExportError above `TOLERANCE`."""
-    size, dim = model_shape(model)
+    size, dim = model.image_size, model.latent_dim
     vae = runtime.VAE.load(folder, device="cpu")
     rng = np.random.default_rng(0)
     worst = 0.0
@@ -181,16 +188,11 @@ def check_parity(model: VAE, folder: Path) -> float:
     return worst
 
 
-def model_shape(model: VAE) -> tuple[int, int]:
-    """(image_size, latent_dim), read from the weights."""
-    dim, features = model.encoder.mu.weight.shape
-    return 32 * math.isqrt(features // 256), dim
-
-
 def _describe(config: TrainConfig, saved: Checkpoint, model: VAE, run: Path, name: str | None) -> dict[str, Any]:
     """The fields of ModelConfig, all but the digests of the files."""
     records = [record for record in read_metrics(run) if record["epoch"] <= saved.state["epoch"]]
     held_out = {key: float(value) for key, value in (records or [{}])[-1].items() if key.startswith("held_out_")}
+    # Without a finished epoch nothing is measured: the deviation of pixels around grey, 1/2, is all that is known.
     error = held_out.get("held_out_reconstruction", 0.25 * 3 * config.image_size**2)
     source = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(saved.state["data"]["name"].removeprefix("hf:")).stem).strip("-_")
     return {
@@ -221,16 +223,9 @@ def model_id(model: VAE) -> str:
 def model_card(config: ModelConfig, trained: TrainConfig) -> str:
     """README.md of an export: a Hugging Face model card."""
     data, size = config.training_data, config.image_size
-    command = " ".join(
-        f"--{key.replace('_', '-')} {value}"
-        for key, value in {
-            "data": data.name,
-            "preset": trained.preset,
-            "image-size": size,
-            "epochs": trained.epochs,
-            "seed": trained.seed,
-        }.items()
-    )
+    settings = {item.name: getattr(trained, item.name) for item in dataclasses.fields(trained)} | {"data": data.name}
+    shown = {"data", "epochs", "seed"} | {key for key in settings if settings[key] != getattr(TrainConfig, key)}
+    command = " ".join(f"{option(key)} {value}" for key, value in settings.items() if key in shown)
     licence = (
         "The faces were drawn by python_avatars (MIT) and are free to use."
         if data.name == AVATARS

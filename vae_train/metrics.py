@@ -20,6 +20,11 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
     return -10 * torch.log10(error.clamp_min(1e-12))
 
 
+def active_units(mu: Tensor) -> int:
+    """How many latents have a mu, (n, latent_dim), that varies by more than 0.01 (Burda et al. 2016, section 5.2)."""
+    return int((mu.double().var(0, correction=0) > 0.01).sum().item())
+
+
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity of each picture: (n, 3, S, S) in [0, 1] twice, S >= 11 -> (n,).
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_runtime.latent import LOGVAR_RANGE
-
-STRIDE = 32
+from vae_train.config import CLASSIC_STRIDE
 
 
 def down(inputs: int, outputs: int) -> nn.Sequential:
@@ -33,7 +32,7 @@ class Encoder(nn.Module):
 
     def __init__(self, image_size: int = 32, latent_dim: int = 128) -> None:
         super().__init__()
-        side = image_size // STRIDE
+        side = image_size // CLASSIC_STRIDE
         self.features = nn.Sequential(
             down(3, 16),
             down(16, 32),
@@ -55,7 +54,7 @@ class Decoder(nn.Module):
 
     def __init__(self, image_size: int = 32, latent_dim: int = 128) -> None:
         super().__init__()
-        side = image_size // STRIDE
+        side = image_size // CLASSIC_STRIDE
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, 256 * side * side),
             nn.Unflatten(1, (256, side, side)),
@@ -86,8 +85,9 @@ class VAE(nn.Module):
 
     def __init__(self, image_size: int = 32, latent_dim: int = 128) -> None:
         super().__init__()
-        if image_size < STRIDE or image_size % STRIDE:
-            raise ValueError(f"image_size: got {image_size}, expected a multiple of {STRIDE}")
+        if image_size < CLASSIC_STRIDE or image_size % CLASSIC_STRIDE:
+            raise ValueError(f"image_size: got {image_size}, expected a multiple of {CLASSIC_STRIDE}")
+        self.image_size, self.latent_dim = image_size, latent_dim
         self.encoder = Encoder(image_size, latent_dim)
         self.decoder = Decoder(image_size, latent_dim)
 

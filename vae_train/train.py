@@ -35,6 +35,7 @@ from vae_train.data import Faces, load_faces
 from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
 from vae_train.figures import FIGURES, draw_curve, draw_faces
 from vae_train.losses import bits_per_dim, kl_divergence, kl_weight, negative_elbo, squared_error
+from vae_train.metrics import active_units, psnr
 from vae_train.model import VAE, reparameterize
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
@@ -177,8 +178,7 @@ def evaluate_held_out(model: VAE, pixels: Tensor, config: TrainConfig) -> dict[s
         eps = torch.randn(mu.shape, generator=noise, device=pixels.device)
         errors.append(squared_error(model.decoder(reparameterize(mu, logvar, eps)), image))
         kls.append(kl_divergence(mu, logvar))
-        mse = squared_error(model.decoder(mu), image) / image[0].numel()
-        psnrs.append(-10 * torch.log10(mse.clamp_min(1e-12)))
+        psnrs.append(psnr(model.decoder(mu), image))
         mus.append(mu)
     error, kl = (torch.cat(values).double().mean().item() for values in (errors, kls))
     return {
@@ -187,7 +187,7 @@ def evaluate_held_out(model: VAE, pixels: Tensor, config: TrainConfig) -> dict[s
         "kl": kl,
         "bits_per_dim": bits_per_dim(error, kl, pixels[0].numel()),
         "psnr": torch.cat(psnrs).mean().item(),
-        "active_units": int((torch.cat(mus).var(0, correction=0) > 0.01).sum().item()),
+        "active_units": active_units(torch.cat(mus)),
     }
 
 
@@ -316,8 +316,7 @@ def _save(state: State, run: Path, data: dict[str, Any]) -> None:
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in moments.items()}
     tensors["sums"] = state.sums
-    parameters = list(state.model.parameters())
-    step = int(state.optimizer.state[parameters[0]]["step"].item()) if state.optimizer.state else 0
+    step = int(state.average.n_averaged)
     position = {"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "data": data}
     if not all(value.isfinite().all() for value in tensors.values()):
         raise TrainingError(f"step {step}: weights that are no numbers; the last good checkpoint stays in {run}")
