@@ -1,11 +1,14 @@
 """A local stand-in for the HTTP interface of the Hugging Face Hub: one repository, its files, and a log of requests.
 
+Uploads are taken too: the repository is made, and the files of a commit land in `folder`.
+
 It answers what huggingface_hub asks for a snapshot: the repository's description with its commit and its file list
 (as `siblings` and as a `tree`), and each file under `resolve`, with the headers from which the client makes its cache.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -33,6 +36,41 @@ def hub(kind: str, repository: str, folder: Path) -> Iterator[tuple[str, list[st
 
         def do_GET(self) -> None:
             self.answer(send_body=True)
+
+        def do_POST(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            log.append(f"POST {path} {self.headers.get('Authorization', '')}")
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            if path == "/api/repos/create":
+                status, body = 200, {"url": f"http://{self.headers['Host']}/{repository}"}
+            elif path == "/api/validate-yaml":  # the head of a model card
+                status, body = 200, {"errors": [], "warnings": []}
+            elif path == f"/api/{kind}/{repository}/preupload/main":
+                asked = json.loads(sent)["files"]
+                status, body = (
+                    200,
+                    {
+                        "files": [
+                            {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked
+                        ]
+                    },
+                )
+            elif path == f"/api/{kind}/{repository}/commit/main":
+                for line in map(json.loads, sent.splitlines()):
+                    if line["key"] == "file":
+                        target = folder / line["value"]["path"]
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_bytes(base64.b64decode(line["value"]["content"]))
+                status, body = 200, {"commitUrl": f"http://{self.headers['Host']}/{repository}/commit/{COMMIT}"}
+                body |= {"commitOid": COMMIT}
+            else:
+                status, body = 404, {"error": "Repository not found"}
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            for key, value in {"Content-Type": "application/json", "Content-Length": str(len(data))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(data)
 
         def answer(self, send_body: bool) -> None:
             path = unquote(urlsplit(self.path).path)

@@ -7,12 +7,16 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
+from vae_runtime.config import VARIANTS
+from vae_runtime.devices import parse_device
 from vae_runtime.errors import InputError, VAEError
-from vae_runtime.session import parse_device
+
+T = TypeVar("T")
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -65,6 +69,12 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def integers(low: int, high: int) -> Callable[[str], list[int]]:
+    """An argparse type: integers from `low` to `high` with commas between them."""
+    parse = integer(low, high)
+    return lambda text: [parse(part) for part in text.split(",")]
+
+
 def number(low: float, high: float) -> Callable[[str], float]:
     """An argparse type: a finite number from `low` to `high`."""
 
@@ -103,9 +113,21 @@ def existing_file(text: str) -> str:
     return text
 
 
+def existing_path(text: str) -> str:
+    """An argparse type: the path of a file or a folder that is there."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+    return text
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option --device, the same for every command."""
     parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """The option --variant, the same for every command that opens a model."""
+    parser.add_argument("--variant", choices=VARIANTS, help="smaller graphs, where the model has them; else float32")
 
 
 def _device(text: str) -> str:
@@ -114,6 +136,22 @@ def _device(text: str) -> str:
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("device: ")) from None
     return text
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The same items, counted on stderr while they pass if a person looks at it: "encode  1280/14000  2350/s"."""
+    shown, start, count = sys.stderr.isatty(), time.monotonic(), 0
+    last = start
+    for item in items:
+        yield item
+        count += len(item) if isinstance(item, Sized) else 1
+        now = time.monotonic()
+        if shown and now - last > 0.1:
+            last = now
+            of = f"/{total}" if total is not None else ""
+            print(f"\r{what}  {count}{of}  {count / (now - start):.0f}/s ", end="", file=sys.stderr, flush=True)
+    if shown and last > start:
+        print("\r" + " " * 70 + "\r", end="", file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:

@@ -23,14 +23,25 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
+INVERSE_FILE = "inverse.onnx"
 LIKELIHOODS = ("mse", "gaussian")
+VARIANTS = ("fp16", "int8")
+"""Smaller graphs that an export may have beside those in float32; see `graph_files`."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a model and the files beside it may be called: never a path."""
 
+_OPTIONAL = {"directions"}  # keys that came after the first files of this format: absent means null
 _MAX_BYTES = 64 * 1024
 _MAX_DIGITS = 18
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def graph_files(variant: str | None = None) -> tuple[str, str]:
+    """The names of encoder and decoder: ("encoder.onnx", ...) in float32, ("encoder.fp16.onnx", ...) of a variant."""
+    if variant is None:
+        return ENCODER_FILE, DECODER_FILE
+    return f"encoder.{variant}.onnx", f"decoder.{variant}.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +89,12 @@ class ModelConfig:
     model_id: str
     """The same text in both graphs: it ties the encoder to its decoder."""
     files: Mapping[str, str]
-    """SHA-256 of each file beside this one, by file name."""
+    """SHA-256 of each file beside this one, by file name. A variant is available if both its graphs are named here, and
+    inverse.onnx if it is; a copy of the model may leave such files out, as long as they are not opened."""
     prior: str | None = None
     """File of the fitted prior, one of `files`; null means N(0, I)."""
+    directions: str | None = None
+    """File of named directions in latent space, one of `files`; the key may be absent."""
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -96,7 +110,7 @@ class ModelConfig:
         _check(math.isfinite(self.sigma) and self.sigma > 0, "sigma", self.sigma, "a finite number > 0")
         _check(self.training_data.count >= 0, "training_data.count", self.training_data.count, ">= 0")
         _check(bool(self.model_id), "model_id", self.model_id, "a text that is not empty")
-        for name in (ENCODER_FILE, DECODER_FILE, *([self.prior] if self.prior is not None else [])):
+        for name in (ENCODER_FILE, DECODER_FILE, *filter(None, (self.prior, self.directions))):
             _check(name in self.files, "files", sorted(self.files), f"an entry for {name}")
         for name, digest in self.files.items():
             _check(NAME.fullmatch(name) is not None, "files", name, "plain file names")
@@ -104,7 +118,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain builtins, in the order of the fields."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return {key: value for key, value in fields.items() if value is not None or key not in _OPTIONAL}
 
     def to_json(self) -> str:
         """The text of config.json; the same config gives the same text."""
@@ -205,6 +220,7 @@ def _decode_object(kind: type, value: Any, key: str) -> Any:
     hints = typing.get_type_hints(kind)
     names = {item.name for item in dataclasses.fields(kind)}
     _check(not value.keys() - names, key, f"unknown {sorted(value.keys() - names)}", "only known keys")
-    _check(not names - value.keys(), key, f"nothing for {sorted(names - value.keys())}", "every key")
+    missing = names - value.keys() - _OPTIONAL
+    _check(not missing, key, f"nothing for {sorted(missing)}", "every key")
     prefix = f"{key}." if key else ""
     return kind(**{name: _decode(hints[name], part, prefix + name) for name, part in value.items()})

@@ -1,11 +1,11 @@
-"""Downloads from the Hugging Face Hub through huggingface_hub, which keeps the cache and honours HF_HUB_OFFLINE."""
+"""Models from and to the Hugging Face Hub through huggingface_hub, which keeps the cache and honours HF_HUB_OFFLINE."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vae_runtime.errors import HubError, InputError, RuntimeMissingError
 
@@ -29,12 +29,42 @@ def download(address: str, kind: Literal["model", "dataset"], patterns: Sequence
     cannot be reached.
     """
     repository, revision = parse_address(address)
+    hub = _client(address)
     try:
-        from huggingface_hub import snapshot_download
+        return Path(hub.snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # the Hub's own errors, those of its HTTP client and of the disk share no base class
+        raise HubError(f"{address}: the {kind} cannot be fetched ({_reason(error)})") from error
+
+
+def push(folder: Path, address: str, files: Sequence[str], private: bool = False) -> str:
+    """Put `files` of `folder` into a model repository, made if it is not there; the address of the commit.
+
+    The token is the one of `hf auth login` or of $HF_TOKEN. Raises InputError for a bad address or one with a revision,
+    RuntimeMissingError without huggingface_hub, HubError when the Hub says no or cannot be reached.
+    """
+    repository, revision = parse_address(address)
+    if revision is not None:
+        raise InputError(f"{address!r}: expected hf:owner/name, without a revision")
+    hub = _client(address)
+    try:
+        api = hub.HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=list(files), commit_message="Upload the model"
+        )
+        return str(done.commit_url)
+    except Exception as error:
+        raise HubError(f"{address}: cannot be written ({_reason(error)})") from error
+
+
+def _client(address: str) -> Any:
+    try:
+        import huggingface_hub
     except ImportError as error:
         raise RuntimeMissingError(f'{address} needs huggingface_hub; pip install "anime-vae[hub]"') from error
-    try:
-        return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the Hub's own errors, those of its HTTP client and of the disk share no base class
-        first_line = (str(error).strip().splitlines() or [""])[0][:160]
-        raise HubError(f"{address}: the {kind} cannot be fetched ({type(error).__name__}: {first_line})") from error
+    return huggingface_hub
+
+
+def _reason(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0][:160]
+    return f"{type(error).__name__}: {first_line}"

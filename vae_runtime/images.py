@@ -1,4 +1,4 @@
-"""The one funnel for pictures. In: a path, bytes, PIL image or array becomes RGB uint8. Out: grids, PNG, GIF, WebP.
+"""The one funnel for pictures. In: a path, bytes, PIL image or array becomes RGB uint8. Out: grids, PNG, animations.
 
 The way in is made for files from strangers. Formats are an allowlist, and what a file claims (its bytes, pixels and
 JPEG scans) is checked before anything is decoded, as Pillow's security handbook advises. EXIF orientation is applied,
@@ -11,6 +11,7 @@ import io
 import math
 import os
 import stat
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +27,7 @@ from vae_runtime.errors import (
     ImagePermissionError,
     ImageTypeError,
     InputError,
+    RuntimeMissingError,
 )
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -33,6 +35,10 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What Pillow may open, by content; everything else is refused whatever its name says."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+"""How the names of pictures end, when a folder is searched for them."""
+ANIMATIONS = (".gif", ".webp", ".webm")
+"""What an animation may be, by the ending of its name."""
 BACKGROUND = (255, 255, 255)
 """The colour that transparent pixels are blended on."""
 MAX_BYTES = 64 * 2**20
@@ -215,12 +221,41 @@ def save_png(image: Pixels, path: str | os.PathLike[str]) -> Path:
 
 
 def save_animation(frames: Sequence[Pixels] | Pixels, path: str | os.PathLike[str], fps: float = 12.0) -> Path:
-    """Write frames (n, H, W, 3) as an endless GIF or (lossless) WebP, by the ending of `path`; return the path."""
-    kind = {".gif": "GIF", ".webp": "WEBP"}.get(Path(path).suffix.lower())
-    if kind is None:
-        raise InputError(f"{path}: expected a name that ends in .gif or .webp")
+    """Write frames (n, H, W, 3), n >= 1, as an endless GIF, a lossless WebP or a WebM, by the ending of `path`.
+
+    fps: frames a second, 0.1 to 100. A WebM (VP9, lossy, no sound) needs OpenCV. Returns the path.
+    """
+    kind = Path(path).suffix.lower()
+    if kind not in ANIMATIONS:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(ANIMATIONS)}")
+    if len(frames) == 0:
+        raise InputError(f"{path}: got no frames, expected at least one")
+    if not 0.1 <= fps <= 100:
+        raise InputError(f"fps: got {fps}, expected 0.1 to 100")
+    if kind == ".webm":
+        return _save_webm(frames, Path(path), fps)
     pictures = [Image.fromarray(frame) for frame in frames]
-    return _replace(path, _encode(pictures[0], kind, pictures[1:], round(1000 / fps)))
+    return _replace(path, _encode(pictures[0], {".gif": "GIF", ".webp": "WEBP"}[kind], pictures[1:], round(1000 / fps)))
+
+
+def _save_webm(frames: Sequence[Pixels] | Pixels, path: Path, fps: float) -> Path:
+    try:
+        import cv2
+    except ImportError as error:
+        raise RuntimeMissingError(f"{path}: a WebM needs OpenCV; pip install opencv-python-headless") from error
+    height, width = (side + side % 2 for side in frames[0].shape[:2])  # VP9 halves its colours: even sides only
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / "video.webm"
+        code = cv2.VideoWriter.fourcc(*"VP90")
+        writer = cv2.VideoWriter(str(temporary), cv2.CAP_FFMPEG, code, fps, (width, height))
+        if not writer.isOpened():
+            raise RuntimeMissingError(f"{path}: this OpenCV cannot write VP9; take .webp, or another OpenCV")
+        for frame in frames:
+            edges = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
+            writer.write(np.ascontiguousarray(np.pad(frame, edges, "edge")[..., ::-1]))
+        writer.release()
+        temporary.replace(path)
+    return path
 
 
 def _encode(image: Image.Image, kind: str, rest: Sequence[Image.Image] = (), duration: int = 0) -> bytes:

@@ -1,11 +1,14 @@
 """Latent arithmetic in NumPy: pure functions on float arrays whose last axis is the latent one.
 
+From the top: draws and divergences, ways between codes, and what a set of codes tells (directions, neighbours).
+
 Symbols follow Kingma & Welling, "Auto-Encoding Variational Bayes" (2014): q(z|x) = N(mu, diag(exp(logvar))),
 the prior is N(0, I).
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Literal, TypeAlias
 
@@ -17,6 +20,8 @@ from vae_runtime.errors import InputError, InputTypeError
 Array: TypeAlias = NDArray[np.floating]
 Rng: TypeAlias = int | np.random.Generator | None
 Method: TypeAlias = Literal["slerp", "lerp"]
+PathMethod: TypeAlias = Literal["slerp", "lerp", "catmull-rom"]
+Metric: TypeAlias = Literal["euclidean", "cosine"]
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Where `logvar` is cut before it is exponentiated, in training as here: exp(20/2) is 22026, far from overflow."""
@@ -61,6 +66,16 @@ def as_latent(value: ArrayLike, name: str = "z") -> Array:
         where = ", ".join(str(int(i)) for i in bad[0])
         raise InputError(f"{name}: {array[tuple(bad[0])]} at index ({where}), expected finite numbers")
     return array
+
+
+def as_codes(z: ArrayLike, latent_dim: int | None = None, name: str = "z") -> Array:
+    """`z` as a finite array (n, d), one code (d,) as (1, d). InputError for another rank, or another d than given."""
+    codes = as_latent(z, name)
+    codes = codes[None] if codes.ndim == 1 else codes
+    if codes.ndim != 2 or (latent_dim is not None and codes.shape[1] != latent_dim):
+        wanted = "d" if latent_dim is None else latent_dim
+        raise InputError(f"{name}: got the shape {np.shape(z)}, expected (n, {wanted})")
+    return codes
 
 
 def _pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str]) -> tuple[Array, Array]:
@@ -181,6 +196,16 @@ def check_count(value: object, name: str, low: int, high: int) -> int:
     return number
 
 
+def check_number(value: object, name: str, low: float, high: float) -> float:
+    """`value` as a finite float from `low` to `high`, else InputTypeError or InputError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputTypeError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise InputError(f"{name}: got {number}, expected {low:g} to {high:g}")
+    return number
+
+
 def interpolate(a: ArrayLike, b: ArrayLike, steps: int = 8, method: Method = "slerp") -> Array:
     """`steps` points from `a` to `b`, both ends included.
 
@@ -193,3 +218,150 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int = 8, method: Method = "sl
     first, second = _pair(a, b, ("a", "b"))
     times = np.linspace(0, 1, check_count(steps, "steps", 2, MAX_STEPS))
     return between(first, second, times.reshape(-1, *[1] * (first.ndim - 1)))
+
+
+def path(keys: ArrayLike, steps: int = 8, method: PathMethod = "catmull-rom", closed: bool = False) -> Array:
+    """A way through all `keys` (k, d), k >= 2, with `steps` points from each key to the next.
+
+    method: "catmull-rom", which is smooth in the keys too (uniform spline; Catmull & Rom 1974), or "slerp" or "lerp"
+    piece by piece. Open: ((k - 1) * steps + 1, d), from the first key to the last. closed: (k * steps, d), back to
+    the first key and without it at the end, so that it can be played round and round. Every key is met exactly.
+    """
+    corners = as_codes(keys, name="keys")
+    count = check_count(steps, "steps", 1, MAX_STEPS)
+    if method not in ("catmull-rom", "slerp", "lerp"):
+        raise InputError(f"method: got {method!r}, expected 'catmull-rom', 'slerp' or 'lerp'")
+    if len(corners) < 2 or len(corners) * count > MAX_STEPS:
+        raise InputError(f"keys: got {len(corners)} with {count} steps each, expected 2 keys up to {MAX_STEPS} points")
+    times = np.arange(count) / count
+    pieces = []
+    for index in range(len(corners) if closed else len(corners) - 1):
+        before, start, end, after = (_key(corners, index + offset, closed) for offset in (-1, 0, 1, 2))
+        if method == "catmull-rom":
+            pieces.append(_catmull_rom(before, start, end, after, times))
+        else:
+            pieces.append((slerp if method == "slerp" else lerp)(start, end, times))
+    whole = pieces if closed else [*pieces, corners[-1:]]
+    return np.concatenate(whole).astype(corners.dtype, copy=False)
+
+
+def _key(keys: Array, index: int, closed: bool) -> Array:
+    """A key by its place; beyond an open end, the last two keys are continued in a straight line."""
+    if closed or 0 <= index < len(keys):
+        return np.asarray(keys[index % len(keys)])
+    return np.asarray(2 * keys[0] - keys[1] if index < 0 else 2 * keys[-1] - keys[-2])
+
+
+def _catmull_rom(p0: Array, p1: Array, p2: Array, p3: Array, times: NDArray[np.float64]) -> Array:
+    t = times[:, None]
+    slope = p2 - p0
+    return np.asarray(
+        p1 + 0.5 * (slope * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * (p1 - p2) + p3 - p0) * t**3)
+    )
+
+
+def grid(corners: ArrayLike, rows: int = 8, columns: int = 8, method: Method = "slerp") -> Array:
+    """The square between four codes: (rows, columns, d), by `interpolate` down both sides, then across.
+
+    corners: (4, d), top left, top right, bottom left, bottom right; each is met exactly.
+    """
+    four = as_codes(corners, name="corners")
+    if len(four) != 4:
+        raise InputError(f"corners: got {len(four)} codes, expected 4")
+    left, right = (interpolate(four[side], four[side + 2], rows, method) for side in (0, 1))
+    return interpolate(left, right, columns, method).swapaxes(0, 1)
+
+
+def traverse(z: ArrayLike, index: int, values: ArrayLike) -> Array:
+    """One code (d,) with its number at `index` replaced by each of `values` (m,): (m, d)."""
+    code, numbers_ = as_latent(z), as_latent(values, "values")
+    if code.ndim != 1 or numbers_.ndim != 1:
+        raise InputError(f"z and values: got the shapes {code.shape} and {numbers_.shape}, expected (d,) and (m,)")
+    place = check_count(index, "index", 0, len(code) - 1)
+    codes = np.repeat(code[None], len(numbers_), axis=0)
+    codes[:, place] = numbers_
+    return codes
+
+
+def analogy(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Array:
+    """a - b + c: what `a` has over `b`, given to `c` (Mikolov et al. 2013; on faces Radford, Metz, Chintala 2016)."""
+    first, second = _pair(a, b, ("a", "b"))
+    return np.asarray(first - second + _pair(a, c, ("a", "c"))[1])
+
+
+def pca_directions(codes: ArrayLike, count: int = 8) -> tuple[Array, Array]:
+    """The `count` directions along which `codes` (n, d) vary most, and the share of the variance that each holds.
+
+    Returns float32 (count, d), each as long as the standard deviation along it, and float64 (count,). The sign of each
+    is such that its number of largest size is positive.
+    """
+    points = as_codes(codes, name="codes").astype(np.float64)
+    number = check_count(count, "count", 1, min(points.shape[1], max(1, len(points) - 1)))
+    centred = points - points.mean(axis=0)
+    variances, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(points) - 1))
+    order = np.argsort(variances)[::-1][:number]
+    axes = vectors.T[order]
+    axes *= np.sign(axes[np.arange(number), np.abs(axes).argmax(axis=1)])[:, None]
+    spread = np.maximum(variances[order], 0)
+    total = max(float(variances.sum()), np.finfo(np.float64).tiny)
+    return (axes * np.sqrt(spread)[:, None]).astype(np.float32), spread / total
+
+
+def attribute_direction(
+    codes: ArrayLike, labels: ArrayLike, method: Literal["mean", "ridge"] = "mean", penalty: float = 1.0
+) -> NDArray[np.float32]:
+    """The direction in which an attribute grows: float32 (d,), as long as the standard deviation of `codes` along it.
+
+    codes: (n, d). labels: (n,), numbers or booleans, not all equal. method: "mean" takes the mean of the codes above
+    the mean label minus that of the others (Larsen et al. 2016). "ridge" regresses the label on the code,
+    w = (X^T X + penalty I)^-1 X^T y with X and y centred, which keeps attributes apart that occur together.
+    """
+    points = as_codes(codes, name="codes").astype(np.float64)
+    marks = as_latent(np.asarray(labels) + 0, "labels").astype(np.float64)  # + 0: booleans are labels too
+    if marks.shape != (len(points),) or np.ptp(marks) == 0:
+        raise InputError(f"labels: got the shape {marks.shape}, expected ({len(points)},) with at least two values")
+    if not (np.isfinite(penalty) and penalty > 0):
+        raise InputError(f"penalty: got {penalty}, expected a number > 0")
+    centred, target = points - points.mean(axis=0), marks - marks.mean()
+    if method == "mean":
+        way = points[target > 0].mean(axis=0) - points[target <= 0].mean(axis=0)
+    elif method == "ridge":
+        way = np.linalg.solve(centred.T @ centred + penalty * np.eye(points.shape[1]), centred.T @ target)
+    else:
+        raise InputError(f"method: got {method!r}, expected 'mean' or 'ridge'")
+    unit, length = _unit(way)
+    if length == 0:
+        raise InputError("labels: the codes do not differ between them, so there is no direction")
+    return np.asarray(unit * (centred @ unit).std(), np.float32)
+
+
+def nearest(
+    query: ArrayLike, codes: ArrayLike, count: int = 5, metric: Metric = "euclidean"
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The `count` rows of `codes` (n, d) nearest to each code of `query` (m, d): their places and distances (m, count).
+
+    The nearest comes first, equal ones in the order of `codes`. metric: "euclidean", or "cosine": 1 - cos of the angle.
+    """
+    points = as_codes(codes, name="codes").astype(np.float64)
+    asked = as_codes(query, points.shape[1], "query").astype(np.float64)
+    number = check_count(count, "count", 1, len(points))
+    if metric not in ("euclidean", "cosine"):
+        raise InputError(f"metric: got {metric!r}, expected 'euclidean' or 'cosine'")
+    places, distances = np.empty((len(asked), number), np.intp), np.empty((len(asked), number))
+    if metric == "cosine":
+        points, asked = _unit(points)[0], _unit(asked)[0]
+    for row, one in enumerate(asked):
+        away = 1 - points @ one if metric == "cosine" else np.linalg.norm(points - one, axis=1)
+        places[row] = np.argsort(away, kind="stable")[:number]
+        distances[row] = away[places[row]]
+    return places, distances
+
+
+def percentile(scores: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    """How many percent of the `reference` scores (n,) are smaller than each of `scores`, equal ones counted half."""
+    known, asked = as_latent(reference, "reference").astype(np.float64), as_latent(scores, "scores")
+    if known.ndim != 1 or len(known) == 0:
+        raise InputError(f"reference: got the shape {known.shape}, expected (n,) with n >= 1")
+    ordered = np.sort(known)
+    below, upto = (np.searchsorted(ordered, asked, side) for side in ("left", "right"))
+    return np.asarray(50 * (below + upto) / len(ordered), np.float64)

@@ -1,31 +1,58 @@
-"""class VAE: two graphs and their config behind the verbs encode, decode, reconstruct, sample, interpolate."""
+"""class VAE: two graphs and their config behind the verbs encode, decode, reconstruct, sample, interpolate, edit."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+import functools
+import math
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from vae_runtime import latent
-from vae_runtime.config import DECODER_FILE, ENCODER_FILE, ModelConfig
+from vae_runtime import inversion, latent
+from vae_runtime.config import (
+    CONFIG_FILE,
+    DECODER_FILE,
+    ENCODER_FILE,
+    INVERSE_FILE,
+    VARIANTS,
+    ModelConfig,
+    graph_files,
+)
+from vae_runtime.devices import DeviceOptions, Provider
+from vae_runtime.directions import Directions
 from vae_runtime.errors import ImageError, InputError, InputTypeError, ModelFileError
+from vae_runtime.graphs import read_verified
 from vae_runtime.hub import HUB_PREFIX, download
 from vae_runtime.images import ImageSource, Pixels, fit_square, load_image
-from vae_runtime.latent import Method, Rng
-from vae_runtime.prior import sample_prior
-from vae_runtime.session import Graph, parse_device, read_graph
+from vae_runtime.inversion import Masks, Objective
+from vae_runtime.latent import Method, Metric, Rng
+from vae_runtime.neighbours import NEIGHBOURS_FILE, Neighbours
+from vae_runtime.prior import Codes, Prior
+from vae_runtime.session import MAX_BATCH, Graph
+from vae_runtime.stream import ahead, batches
 
 Images: TypeAlias = ImageSource | Iterable[ImageSource]
-Codes: TypeAlias = NDArray[np.float32]
 
-DEFAULT_MODEL = "anime-32"
+DEFAULT_MODEL = "anime-64"
 """The exported model that `VAE.load()` opens."""
+
+MAX_CODE = 1e6
+"""Largest number of a code that is decoded: far beyond any prior, and far from the overflow of float32."""
+MAX_CODE_FP16 = 1e3
+"""The same for the variant fp16, whose inner numbers may reach 65504."""
+
+Variant: TypeAlias = Literal["fp16", "int8"]
+
+# The variance of blocks of pixels, in that of a pixel: errors cancel in part. 0.3 was best for 4 x 4 and 8 x 8.
+_MEANS_VARIANCE = 0.3
 
 
 def bundled_model() -> Path:
@@ -40,44 +67,152 @@ def bundled_model() -> Path:
 class VAE:
     """An exported variational autoencoder.
 
-    Attributes: config (ModelConfig), encoder and decoder (Graph: float32 NCHW in and out), device ("cpu", "cuda:0").
+    Attributes: config (ModelConfig), encoder and decoder (Graph: float32 NCHW in and out), inverse (Graph, opened when
+    it is first used), prior (Prior), directions (Directions or None), neighbours (Neighbours or None), device ("cpu",
+    "cuda:0"), variant (None, "fp16", "int8").
+
+    One object serves many threads. It can be pickled: what is stored is the folder, which is opened again and its
+    digests checked. A forked child opens sessions of its own (it must leave by
+    os._exit, as multiprocessing does: ONNX Runtime 1.32 hangs at the exit of a child that was forked after its import).
+    `with VAE.load() as vae:` frees the sessions at the end.
     """
 
-    def __init__(self, encoder: Graph, decoder: Graph, config: ModelConfig) -> None:
-        """Join two open graphs; ModelFileError unless they keep the contract and come from one export."""
+    def __init__(self, folder: Path, options: DeviceOptions, variant: Variant | None = None) -> None:
+        """Open the model in `folder`; `VAE.load` finds it and says which errors there are."""
+        self._folder, self._options, self.variant = folder.absolute(), options, variant
+        self.config = config = ModelConfig.load(folder)
         picture = (config.channels, config.image_size, config.image_size)
         code = (config.latent_dim,)
-        encoder.check_contract({"image": picture}, {"mu": code, "logvar": code})
-        decoder.check_contract({"z": code}, {"image": picture})
-        for graph in (encoder, decoder):
-            found = graph.metadata.get("model_id")
-            if found != config.model_id:
-                raise ModelFileError(
-                    f"{graph.name}: of the model {found!r}, config.json says {config.model_id!r}; "
-                    "take all three files from one export"
-                )
-        self.encoder, self.decoder, self.config = encoder, decoder, config
+        encoder, decoder = self._graphs_of_variant()
+        self.encoder = self._graph(encoder, {"image": picture}, {"mu": code, "logvar": code})
+        self.decoder = self._graph(decoder, {"z": code}, {"image": picture})
+        self._inverse: Graph | None = None
+        self._lock = threading.Lock()
+        self.prior = Prior.standard(config.latent_dim)
+        if config.prior is not None:
+            self.prior = self._beside(config.prior, Prior.from_bytes, lambda prior: prior.latent_dim)
+        self.directions: Directions | None = None
+        if config.directions is not None:
+            self.directions = self._beside(config.directions, Directions.from_bytes, lambda d: d.vectors.shape[1])
+        self.neighbours: Neighbours | None = None
+        if NEIGHBOURS_FILE in config.files:
+            self.neighbours = self._beside(NEIGHBOURS_FILE, Neighbours.from_bytes, lambda n: n.codes.shape[1])
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] | None = None, *, device: str = "auto") -> VAE:
+    def load(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        variant: Variant | None = None,
+        device: str = "auto",
+        providers: Sequence[Provider] | None = None,
+        threads: int | None = None,
+        tensorrt: bool = False,
+        cuda_graph: bool = False,
+    ) -> VAE:
         """Open a model.
 
         model: None for the bundled one, a folder, or "hf:owner/name[@revision]" (needs the extra `hub`).
-        device: "cpu", "cuda" or "cuda:n" (strict: DeviceError if it cannot be had), or "auto": CUDA where a session
-        really runs on it, else the CPU with one DeviceWarning that names the cause.
-        Every digest of config.json is checked before a graph is opened. Raises ModelFileError, ConfigError.
+        variant: None for float32, which answers the same everywhere; "fp16" or "int8" where the model has it: smaller
+        graphs, with answers a little off; its card says how much, and where they are faster. Never chosen by itself.
+        device: "cpu", "cuda" or "cuda:n" (strict: DeviceError if it cannot be had), or "auto": what $VAE_DEVICE says;
+        else CUDA where a session really runs on it, else the CPU with one DeviceWarning that names the cause.
+        providers: the expert's door, ONNX Runtime's provider list as it takes it, strict, instead of `device`.
+        threads: CPU cores to use, all that the process may use if None; a server with a worker a core takes 1.
+        tensorrt: TensorRT on the CUDA device; the first run of each model builds an engine (minutes), kept in
+        $ANIME_VAE_CACHE. cuda_graph: replay CUDA graphs, for many small batches.
+
+        Every digest of config.json is checked before a graph is opened. Raises ModelFileError, ConfigError,
+        DeviceError, InputError, HubError, RuntimeMissingError.
         """
-        parse_device(device)
-        folder = _resolve(model)
-        config = ModelConfig.load(folder)
-        if config.prior is not None:
-            raise ModelFileError(f"{folder}: has the fitted prior {config.prior}; it needs a newer vae_runtime")
-        encoder, decoder = (_verified(folder, file, config) for file in (ENCODER_FILE, DECODER_FILE))
-        return cls(
-            Graph(encoder, str(folder / ENCODER_FILE), device),
-            Graph(decoder, str(folder / DECODER_FILE), device),
-            config,
+        options = DeviceOptions(
+            device=device, providers=providers, threads=threads, tensorrt=tensorrt, cuda_graph=cuda_graph
         )
+        if variant is not None and variant not in VARIANTS:
+            raise InputError(f"variant: got {variant!r}, expected None, {' or '.join(map(repr, VARIANTS))}")
+        return cls(resolve(model, variant), options, variant)
+
+    def _graphs_of_variant(self) -> tuple[str, str]:
+        """The files of encoder and decoder; ModelFileError if this model, or this copy of it, is without them."""
+        files = graph_files(self.variant)
+        if self.variant is not None:
+            if not self.config.files.keys() >= set(files):
+                raise ModelFileError(
+                    f"{self._folder}: has no variant {self.variant}; load it with variant=None, "
+                    "or make one by python -m vae_train variants"
+                )
+            for file in files:
+                if not (self._folder / file).exists():
+                    raise ModelFileError(
+                        f"{self._folder / file}: named in {CONFIG_FILE} and not in this copy of the model; "
+                        f"take the whole folder for variant={self.variant!r}, or load it with variant=None"
+                    )
+        return files
+
+    def _graph(self, file: str, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]) -> Graph:
+        path, config = self._folder / file, self.config
+        graph = Graph(read_verified(path, config.files[file]), str(path), inputs, outputs, self._options)
+        if graph.metadata.get("model_id") != config.model_id:
+            raise ModelFileError(
+                f"{path}: of the model {graph.metadata.get('model_id')!r}, config.json says {config.model_id!r}; "
+                "take all files from one export"
+            )
+        if graph.outline.opset != config.opset:
+            raise ModelFileError(
+                f"{path}: opset {graph.outline.opset}, config.json says {config.opset}; take both from one export"
+            )
+        return graph
+
+    def _beside(self, file: str, parse: Callable[[bytes, str], Any], dim: Callable[[Any], int]) -> Any:
+        """What a file beside the graphs holds, its digest and its latent_dim checked."""
+        path = self._folder / file
+        try:
+            found = parse(read_verified(path, self.config.files[file]), str(path))
+        except InputError as error:
+            raise ModelFileError(f"{path}: {error}") from error
+        if dim(found) != self.latent_dim:
+            raise ModelFileError(f"{path}: for codes of {dim(found)} numbers, this model has {self.latent_dim}")
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {item.name: getattr(self._options, item.name) for item in dataclasses.fields(self._options)}
+        return functools.partial(VAE.load, str(self._folder), variant=self.variant, **options), ()
+
+    def __enter__(self) -> VAE:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the sessions, with their threads and memory; a second call does nothing, other calls raise."""
+        for graph in (self.encoder, self.decoder, self._inverse):
+            if graph is not None:
+                graph.close()
+
+    @property
+    def has_inverse(self) -> bool:
+        """Whether the model has inverse.onnx, which `invert`, `inpaint` and `upscale` need."""
+        return INVERSE_FILE in self.config.files
+
+    @property
+    def inverse(self) -> Graph:
+        """The graph of inverse.onnx: z, image, weight -> loss, gradient (see vae_train/inverse.py).
+
+        ModelFileError if the model has none.
+        """
+        if not self.has_inverse:
+            raise ModelFileError(
+                f"{self._folder}: has no {INVERSE_FILE}, which this needs; python -m vae_train inverse FOLDER adds it"
+            )
+        with self._lock:
+            if self._inverse is None:
+                (code,), (picture,) = self.decoder.inputs.values(), self.decoder.outputs.values()
+                inputs = {"z": code, "image": picture, "weight": (1, *picture[1:])}
+                self._inverse = self._graph(INVERSE_FILE, inputs, {"loss": (), "gradient": code})
+            return self._inverse
 
     @property
     def device(self) -> str:
@@ -98,43 +233,88 @@ class VAE:
         size, dim = self.image_size, self.latent_dim
         return f"VAE({self.config.name!r}, image_size={size}, latent_dim={dim}, device={self.device!r})"
 
+    def warmup(self, *batches: int) -> None:
+        """Run both graphs once for each batch size, 1 and 64 if none is given: the first call is the slow one."""
+        for batch in batches or (1, MAX_BATCH):
+            count = latent.check_count(batch, "batches", 1, MAX_BATCH)
+            self.reconstruct(np.zeros((count, self.image_size, self.image_size, 3), np.uint8))
+
     def prepare(self, images: Images) -> Pixels:
         """The pictures as the model sees them: uint8 (n, S, S, 3), each cut to its central square and resampled.
 
         images: one picture or any iterable of them; see `vae_runtime.images.load_image` for what a picture is.
         An error names the position of the picture that caused it.
         """
-        prepared = []
-        for index, source in enumerate(_each(images)):
-            try:
-                prepared.append(fit_square(load_image(source), self.image_size))
-            except ImageError as error:
-                error.args = (f"images[{index}]: {error.args[-1]}",)
-                raise
-        return np.stack(prepared) if prepared else np.empty((0, self.image_size, self.image_size, 3), np.uint8)
+        return _prepare(images, self.image_size)
 
     def encode(self, images: Images) -> tuple[Codes, Codes]:
         """mu and logvar of q(z|x), float32 (n, latent_dim) each; n is 1 for a single picture, 0 for an empty list."""
-        pixels = self.prepare(images)
-        mu, logvar = self.encoder.run(_to_unit(pixels))
+        mu, logvar = self.encoder.run(self.prepare(images), before=to_unit)
         return mu, logvar
 
     def decode(self, z: ArrayLike) -> Pixels:
-        """The pictures of codes z (n, latent_dim) or (latent_dim,): uint8 (n, S, S, 3)."""
-        codes = latent.as_latent(z, "z")
-        codes = codes[None] if codes.ndim == 1 else codes
-        if codes.ndim != 2 or codes.shape[1] != self.latent_dim:
-            raise InputError(f"z: got the shape {np.shape(z)}, expected (n, {self.latent_dim})")
-        (pictures,) = self.decoder.run(np.ascontiguousarray(codes, dtype=np.float32))
-        return _to_pixels(pictures)
+        """The pictures of codes z (n, latent_dim) or (latent_dim,): uint8 (n, S, S, 3).
+
+        Raises InputTypeError or InputError, with the first index, for what is no finite number within `MAX_CODE`, or
+        `MAX_CODE_FP16` for that variant.
+        """
+        codes, largest = latent.as_codes(z, self.latent_dim), MAX_CODE_FP16 if self.variant == "fp16" else MAX_CODE
+        if codes.size and max(codes.max(), -codes.min()) > largest:
+            row, column = np.argwhere(np.abs(codes) > largest)[0]
+            raise InputError(
+                f"z: {codes[row, column]:g} at index ({row}, {column}), expected numbers within {largest:g}, "
+                "as codes are of the size of 1"
+            )
+        (pictures,) = self.decoder.run(np.ascontiguousarray(codes, dtype=np.float32), after=to_pixels)
+        return pictures
 
     def reconstruct(self, images: Images) -> Pixels:
         """decode(mu): no noise, so the same picture gives the same answer every time. uint8 (n, S, S, 3)."""
         return self.decode(self.encode(images)[0])
 
-    def sample(self, n: int = 16, rng: Rng = None, temperature: float = 1.0) -> Pixels:
-        """`n` new faces, z from the prior: uint8 (n, S, S, 3). rng: a seed, a numpy Generator, or None."""
-        return self.decode(sample_prior(n, self.latent_dim, rng, temperature))
+    def iter_prepare(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
+        """`prepare`, lazily: uint8 (n, S, S, 3), n <= batch_size, one batch after the other.
+
+        The next batch is read and decoded in a thread of its own while the caller works on this one. A million pictures
+        take the memory of three batches. An error comes up where its picture would have come, and names its position.
+        """
+        size = latent.check_count(batch_size, "batch_size", 1, 4096)
+
+        def prepare(batch: list[tuple[int, ImageSource]]) -> Pixels:
+            return np.stack([fit_square(_load(source, index), self.image_size) for index, source in batch])
+
+        return ahead(map(prepare, batches(enumerate(_each(images)), size)))
+
+    def iter_encode(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[tuple[Codes, Codes]]:
+        """`encode`, lazily: (mu, logvar) of one batch after the other; see `iter_prepare`."""
+        return (self.encode(pixels) for pixels in self.iter_prepare(images, batch_size))
+
+    def iter_decode(self, codes: Iterable[ArrayLike], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
+        """`decode`, lazily: codes (latent_dim,), one by one from any iterable; uint8 (n, S, S, 3), n <= batch_size."""
+        size = latent.check_count(batch_size, "batch_size", 1, 4096)
+        return (self.decode(np.stack([np.asarray(code) for code in batch])) for batch in batches(codes, size))
+
+    def iter_reconstruct(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
+        """`reconstruct`, lazily: uint8 (n, S, S, 3), one batch after the other; see `iter_prepare`."""
+        return (self.reconstruct(pixels) for pixels in self.iter_prepare(images, batch_size))
+
+    def sample(
+        self,
+        n: int = 16,
+        rng: Rng = None,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+        prior: Literal["model", "unit"] = "model",
+    ) -> Pixels:
+        """`n` new faces, z from the prior: uint8 (n, S, S, 3). rng: a seed, a numpy Generator, or None.
+
+        prior: "model" is the density fitted at export where the model has one, else N(0, I); "unit" is N(0, I).
+        temperature and truncation: see `Prior.sample`.
+        """
+        if prior not in ("model", "unit"):
+            raise InputError(f"prior: got {prior!r}, expected 'model' or 'unit'")
+        source = self.prior if prior == "model" else Prior.standard(self.latent_dim)
+        return self.decode(source.sample(n, rng, temperature, truncation))
 
     def interpolate(self, a: ImageSource, b: ImageSource, steps: int = 8, method: Method = "slerp") -> Pixels:
         """The way from picture `a` to picture `b` through latent space: uint8 (steps, S, S, 3), ends included."""
@@ -142,28 +322,155 @@ class VAE:
         mu, _ = self.encode([a, b])
         return self.decode(latent.interpolate(mu[0], mu[1], steps, method))
 
+    def direction(self, name: str | ArrayLike) -> NDArray[np.float32]:
+        """A direction (latent_dim,): of the model's file by its name, "z7" for latent 7 alone, or an array as it is.
 
-def _resolve(model: str | os.PathLike[str] | None) -> Path:
+        Strength 1 along a named one is a standard deviation of the codes; along "z7" it is one of N(0, I).
+        """
+        if not isinstance(name, str):
+            return np.asarray(latent.as_codes(name, self.latent_dim, "direction")[0], np.float32)
+        if self.directions is not None and name in self.directions.names:
+            return np.asarray(self.directions[name], np.float32)
+        if name[:1] == "z" and name[1:].isascii() and name[1:].isdigit():
+            index = latent.check_count(int(name[1:6]), "direction", 0, self.latent_dim - 1)
+            single: NDArray[np.float32] = np.eye(self.latent_dim, dtype=np.float32)[index]
+            return single
+        if self.directions is not None:
+            self.directions[name]  # raises, with the nearest name
+        raise InputError(
+            f"direction: got {name!r}, this model has no named ones; expected an array ({self.latent_dim},) "
+            f"or 'z0' to 'z{self.latent_dim - 1}' for a single latent"
+        )
+
+    def edit(self, images: Images, direction: str | ArrayLike, strength: float = 1.0) -> Pixels:
+        """decode(mu + strength * direction): uint8 (n, S, S, 3). strength 0 is `reconstruct`, negative goes back.
+
+        direction: see `VAE.direction`.
+        """
+        amount = latent.as_latent(strength, "strength")
+        if amount.ndim:
+            raise InputError(f"strength: got the shape {amount.shape}, expected one number")
+        return self.decode(self.encode(images)[0] + amount * self.direction(direction))
+
+    def nearest(
+        self, images: Images, count: int = 5, metric: Metric = "euclidean"
+    ) -> tuple[list[list[str]], Pixels, NDArray[np.float64]]:
+        """The known faces most like each picture, the nearest first: names [n][count], their pictures uint8
+        (n, count, S, S, 3) as this model decodes them, and distances (n, count) between the codes.
+
+        The known faces are `neighbours`, which a model has whose pictures may be shown; InputError if it has none. For
+        faces of your own: `vae_runtime.latent.nearest`, with their codes.
+        """
+        known = self.neighbours
+        if known is None:
+            raise InputError(
+                f"nearest: the model {self.config.name!r} comes without known faces; "
+                "encode your own and take vae_runtime.latent.nearest"
+            )
+        places, distances = latent.nearest(self.encode(images)[0], known.codes, count, metric)
+        faces = self.decode(known.codes[places.ravel()]).reshape(*places.shape, self.image_size, self.image_size, 3)
+        return [[known.names[place] for place in row] for row in places], faces, distances
+
+    def invert(self, images: Images, mask: Masks | None = None, steps: int = 200, *, temperature: float = 1.0) -> Codes:
+        """The most probable codes of pictures: argmax over z of p(x|z)^(1/temperature) p(z), float32 (n, latent_dim).
+
+        p(x|z) = N(decode(z), sigma^2 I) over the pixels that are known, sigma that of config.json; p(z) is `prior`. The
+        way starts at the encoder's mu and is `steps` steps of Adam, 0 to 10,000, the same each time.
+        `vae.decode(vae.invert(noisy))` is a noisy picture without its noise, which the decoder cannot draw.
+
+        mask: True, or brighter than 127, where a picture is hidden; None if all is known. A bool or uint8 array (H, W),
+        a path, bytes or a PIL image, as large as the picture, or (S, S) for the picture as `prepare` returns it. One
+        for all pictures, or an iterable or a bool array (n, H, W) with one for each. What is hidden has no influence.
+        temperature: how many neighbouring pixels count as one, 1 to 1e6. At 1 the picture is as close as can be. More
+        makes the code more like those of other faces: see `inpaint`.
+
+        Raises InputError, ImageError, and ModelFileError if the model has no inverse.onnx.
+        """
+        return self._invert(*self.prepare_masked(images, mask), steps, temperature)
+
+    def inpaint(self, images: Images, mask: Masks, steps: int = 200, *, temperature: float = 16.0) -> Pixels:
+        """The pictures with what `mask` hides painted anew: uint8 (n, S, S, 3).
+
+        Known pixels are those of `prepare`, bit by bit; hidden ones are those of decode(invert(images, mask, ...)).
+        Errors of neighbouring pixels are alike, so taken one by one (temperature 1) they outvote the prior, and what
+        they do not show is no face any more; 16 counts each 4 x 4 as one. Arguments and errors: see `invert`.
+        """
+        pixels, hidden = self.prepare_masked(images, mask)
+        return np.where(hidden[..., None], self.decode(self._invert(pixels, hidden, steps, temperature)), pixels)
+
+    def upscale(self, images: Images, side: int, steps: int = 200) -> Pixels:
+        """Large pictures of which small ones are the means of blocks: uint8 (n, S, S, 3), super-resolution.
+
+        The small pictures are `images`, cut to the central square and resampled to side x side pixels, where they have
+        another size; side must divide S. The large ones are decoded from their most probable codes, as in `invert`.
+        """
+        size, count = self.image_size, latent.check_count(side, "side", 1, self.image_size)
+        if size % count:
+            raise InputError(f"side: got {side}, expected a divisor of the model's {size}")
+        taken = latent.check_count(steps, "steps", 0, inversion.MAX_STEPS)
+        small = _prepare(images, count)
+        large = [np.asarray(Image.fromarray(each).resize((size, size), Image.Resampling.BICUBIC)) for each in small]
+        means, variance = to_unit(small), _MEANS_VARIANCE * self.config.sigma**2
+        objective = inversion.negative_log_posterior_of_means(self.decoder, self.inverse, self.prior, means, variance)
+        return self.decode(self._descend(objective, _stack(large, size), taken))
+
+    def _invert(self, pixels: Pixels, hidden: NDArray[np.bool_], steps: int, temperature: float) -> Codes:
+        taken = latent.check_count(steps, "steps", 0, inversion.MAX_STEPS)
+        variance = self.config.sigma**2 * latent.check_number(temperature, "temperature", 1, 1e6)
+        weight = (~hidden[:, None]).astype(np.float32)
+        objective = inversion.negative_log_posterior(self.inverse, self.prior, to_unit(pixels), weight, variance)
+        return self._descend(objective, inversion.fill(pixels, hidden, self.reconstruct), taken)
+
+    def _descend(self, objective: Objective, start: Pixels, steps: int) -> Codes:
+        """The codes that Adam finds from those that the encoder gives to the pictures `start`."""
+        return inversion.adam(objective, self.encode(start)[0].astype(np.float64), steps).astype(np.float32)
+
+    def prepare_masked(self, images: Images, mask: Masks | None) -> tuple[Pixels, NDArray[np.bool_]]:
+        """The pictures as `prepare` returns them, and what is hidden of them, bool (n, S, S)."""
+        size = self.image_size
+        if mask is None:
+            pixels = self.prepare(images)
+            return pixels, np.zeros(pixels.shape[:3], np.bool_)
+        sources = [_load(source, index) for index, source in enumerate(_each(images))]
+        masks = inversion.each_mask(mask, len(sources))
+        hidden = [
+            inversion.fit_mask(each, source.shape, size, f"mask[{index}]")
+            for index, (each, source) in enumerate(zip(masks, sources, strict=True))
+        ]
+        pixels = _stack([fit_square(source, size) for source in sources], size)
+        return pixels, np.stack(hidden) if hidden else np.zeros(pixels.shape[:3], np.bool_)
+
+    def anomaly_score(self, images: Images) -> NDArray[np.float64]:
+        """How little each picture is like the training data, float64 (n,), in nats: the negative ELBO at z = mu.
+
+        D/2 log(2 pi sigma^2) + |x - decode(mu)|^2 / (2 sigma^2) + KL(q(z|x) || N(0, I)), with x in [0, 1] and the sigma
+        of config.json. Compare it with the scores of known faces through `vae_runtime.latent.percentile`.
+        """
+        pixels = self.prepare(images)
+        mu, logvar = self.encode(pixels)
+        variance, size = self.config.sigma**2, 3 * self.image_size**2
+        difference = pixels.astype(np.float64) / 255 - self.decode(mu).astype(np.float64) / 255
+        squares = (difference**2).sum(axis=(1, 2, 3))
+        score = size / 2 * math.log(2 * math.pi * variance) + squares / (2 * variance)
+        return np.asarray(score + latent.kl_divergence(mu, logvar))
+
+
+def resolve(model: str | os.PathLike[str] | None, variant: Variant | None = None) -> Path:
+    """The folder of a model: the bundled one for None, a folder, or a download of "hf:owner/name[@revision]".
+
+    variant: of a download, the graphs to fetch.
+    """
     if model is None:
         return bundled_model()
     if not isinstance(model, (str, os.PathLike)):
         raise InputTypeError(f"model: got {type(model).__name__}, expected a folder, 'hf:owner/name' or None")
     if str(model).startswith(HUB_PREFIX):
-        return download(str(model), kind="model", patterns=["config.json", "*.onnx"])
+        return download(str(model), kind="model", patterns=["*.json", *graph_files(variant), INVERSE_FILE, "*.npz"])
     folder = Path(model)
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise ModelFileError(f"{folder}: {what}, expected one with config.json, {ENCODER_FILE} and {DECODER_FILE}")
     return folder
-
-
-def _verified(folder: Path, file: str, config: ModelConfig) -> bytes:
-    data = read_graph(folder, file)
-    if hashlib.sha256(data).hexdigest() != config.files[file]:
-        raise ModelFileError(
-            f"{folder / file}: its SHA-256 is not the one in config.json; it is damaged, truncated or of another export"
-        )
-    return data
 
 
 def _each(images: Images) -> Iterable[ImageSource]:
@@ -176,12 +483,35 @@ def _each(images: Images) -> Iterable[ImageSource]:
     return images
 
 
-def _to_unit(pixels: Pixels) -> NDArray[np.float32]:
+def _load(source: ImageSource, index: int) -> Pixels:
+    try:
+        return load_image(source)
+    except ImageError as error:
+        error.args = (f"images[{index}]: {error.args[-1]}",)
+        raise
+
+
+def _prepare(images: Images, size: int) -> Pixels:
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (size, size, 3):
+        return images
+    return _stack([fit_square(_load(source, index), size) for index, source in enumerate(_each(images))], size)
+
+
+def _stack(pictures: Sequence[Pixels], size: int) -> Pixels:
+    return np.stack(pictures) if pictures else np.empty((0, size, size, 3), np.uint8)
+
+
+def to_unit(pixels: Pixels) -> NDArray[np.float32]:
     """uint8 (n, S, S, 3) -> float32 (n, 3, S, S) in [0, 1]"""
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    # Turned while they are bytes: a strided array of floats would be copied once more on its way into the graph.
+    return np.divide(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), np.float32(255), dtype=np.float32)
 
 
-def _to_pixels(pictures: NDArray[np.float32]) -> Pixels:
+def to_pixels(pictures: NDArray[np.float32]) -> Pixels:
     """float32 (n, 3, S, S) in [0, 1] -> uint8 (n, S, S, 3)"""
-    rounded = np.rint(np.clip(pictures, 0, 1) * np.float32(255)).astype(np.uint8)
-    return np.ascontiguousarray(rounded.transpose(0, 2, 3, 1))
+    scaled = np.clip(pictures, 0, 1)
+    scaled *= np.float32(255)
+    np.rint(scaled, out=scaled)
+    pixels = np.empty((len(scaled), *scaled.shape[2:], scaled.shape[1]), np.uint8)
+    np.copyto(pixels, scaled.transpose(0, 2, 3, 1), casting="unsafe")
+    return pixels

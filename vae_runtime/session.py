@@ -1,145 +1,102 @@
-"""One ONNX graph on one device: the choice of the device, and a session that checks what it is given.
+"""One ONNX graph on one device: a session that keeps its contract, and the two ways to run it, CPU and CUDA.
 
-ONNX Runtime falls back to the CPU without an error when CUDA cannot be had, and lists CUDA on machines without a GPU.
-So the driver is asked first, and what really runs is read from the session after it exists.
+On the CPU a graph is opened twice. The wide session puts all cores on one run, which suits one caller with few rows.
+The narrow one gives each run one core, which suits many callers at once, and large batches, whose rows are spread over
+the cores together with the turning of pixels into floats and back. Transposed convolutions gain most: ONNX Runtime
+computes them picture by picture and little of it in parallel, so that a spread batch of 64 takes three quarters of the
+time of a wide one (see `python -m vae_runtime benchmark`). Both give the same bits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import io
-import re
-import sys
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime.errors import DeviceError, DeviceWarning, InputError, ModelFileError, RuntimeMissingError
+from vae_runtime.devices import (
+    CPU,
+    CUDA,
+    DeviceOptions,
+    Provider,
+    choose_providers,
+    import_onnxruntime,
+    preload_cuda,
+    usable_cores,
+    warn_once,
+)
+from vae_runtime.errors import DeviceError, InputError, ModelFileError
+from vae_runtime.graphs import Outline, outline
+from vae_runtime.layout import turn_last_convolution
 
 if TYPE_CHECKING:
     import onnxruntime
 
 MAX_BATCH = 64
 """Rows of one run. Larger inputs are cut: the memory of one batch of 256 is several hundred MB, and not faster."""
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+"""Batch sizes that run on CUDA: others are padded to the next, because each new shape is tuned and allocated anew."""
 
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-_CUDA_DEVICE = re.compile(r"cuda(?::([0-9]{1,3}))?")
-_INSTALL = 'pip install "anime-vae[cpu]" for a CPU, or "anime-vae[gpu]" for an NVIDIA GPU, never both'
+_SPREAD = 32  # rows a core takes at a time when a batch is spread: more fall out of its cache
+_WORTH_SPREADING = {True: 8, False: 32}  # rows, with and without transposed convolutions: below, one wide run is faster
 
-Provider: TypeAlias = str | tuple[str, dict[str, str]]
-
-
-def import_onnxruntime() -> Any:
-    """The onnxruntime module; RuntimeMissingError names the command when there is none, or only an empty shell."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RuntimeMissingError(f"onnxruntime is not installed; {_INSTALL}") from error
-    if not hasattr(onnxruntime, "InferenceSession"):
-        raise RuntimeMissingError(
-            "onnxruntime is an empty package, as uninstalling one of its two wheels leaves it; "
-            f"pip uninstall onnxruntime onnxruntime-gpu, then {_INSTALL}"
-        )
-    return onnxruntime
-
-
-def parse_device(device: str) -> tuple[str, int]:
-    """("auto" | "cpu" | "cuda", index) from "auto", "cpu", "cuda" or "cuda:1"."""
-    if device in ("auto", "cpu"):
-        return device, 0
-    if isinstance(device, str) and (match := _CUDA_DEVICE.fullmatch(device)):
-        return "cuda", int(match[1] or 0)
-    raise InputError(f"device: got {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
-
-
-@functools.cache
-def cuda_devices() -> int:
-    """NVIDIA GPUs that the driver sees; 0 where there is no driver. Quiet, and needs no CUDA toolkit."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def why_not_cuda(index: int = 0) -> str | None:
-    """The reason, with its remedy, why a CUDA session cannot start here; None when nothing speaks against it."""
-    ort = import_onnxruntime()
-    if _CUDA not in ort.get_available_providers():
-        return (
-            "the installed onnxruntime has no CUDA provider; on a machine with an NVIDIA GPU: "
-            'pip uninstall onnxruntime, then pip install "anime-vae[gpu]"'
-        )
-    if cuda_devices() <= index:
-        return f"the NVIDIA driver shows {cuda_devices()} GPUs; install or update the driver, or use device='cpu'"
-    return None
-
-
-@functools.cache
-def _preload_cuda(ort: Any) -> None:
-    # The wheel has no RPATH to the CUDA libraries of pip, and preload_dlls reports to stdout what it does not find.
-    with contextlib.redirect_stdout(io.StringIO()):
-        ort.preload_dlls()
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, DeviceWarning, stacklevel=2)
-
-
-def choose_providers(device: str) -> list[Provider]:
-    """The provider list for `device`: strict where CUDA is asked for by name, with one warning where auto has none.
-
-    Raises DeviceError, InputError or RuntimeMissingError.
-    """
-    kind, index = parse_device(device)
-    if kind == "cpu":
-        return [_CPU]
-    reason = why_not_cuda(index)
-    if reason is None:
-        _preload_cuda(import_onnxruntime())
-        # HEURISTIC: the default search tunes every new batch size anew, which takes seconds at the first call of each.
-        return [(_CUDA, {"device_id": str(index), "cudnn_conv_algo_search": "HEURISTIC"}), _CPU]
-    if kind == "cuda":
-        raise DeviceError(f"device={device!r} cannot be had: {reason}")
-    _warn_once(f"running on the CPU: {reason}; device='cpu' asks for it without this warning")
-    return [_CPU]
+Array: TypeAlias = NDArray[Any]
+Ports: TypeAlias = dict[str, tuple[int, ...]]
 
 
 class Graph:
-    """An ONNX graph on a device. `run` takes and returns float32 arrays and may be called from many threads."""
+    """An ONNX graph on a device. `run` may be called from many threads; a forked child opens its own sessions."""
 
-    def __init__(self, model: bytes, name: str, device: str = "auto") -> None:
-        """model: the bytes of a self-contained .onnx file. name: for messages. device: as in `VAE.load`."""
-        ort = import_onnxruntime()
-        providers = choose_providers(device)
-        self.name = name
-        self.session = _open(ort, model, name, providers)
-        active = self.session.get_providers()[0]
-        if active == _CPU and providers[0] != _CPU:
-            reason = "ONNX Runtime could not start its CUDA provider (CUDA or cuDNN libraries missing or too old)"
-            if parse_device(device)[0] == "cuda":
-                raise DeviceError(f'device={device!r} cannot be had: {reason}; pip install "anime-vae[gpu]"')
-            _warn_once(f'running on the CPU: {reason}; pip install "anime-vae[gpu]"')
-        index = parse_device(device)[1]
-        self.device = "cpu" if active == _CPU else f"cuda:{index}"
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+    def __init__(self, model: bytes, name: str, inputs: Ports, outputs: Ports, options: DeviceOptions) -> None:
+        """Open a graph and check its contract.
 
-    def check_contract(self, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]) -> None:
-        """Raise ModelFileError unless the graph has exactly these float32 ports, of (batch, *shape)."""
+        model: the bytes of a self-contained .onnx file. name: for messages. inputs, outputs: the float32 ports that it
+        must have, each of (batch, *shape). Raises ModelFileError, DeviceError, RuntimeMissingError.
+        """
+        self.name, self.inputs, self.outputs, self.options = name, inputs, outputs, options
+        self.outline: Outline = outline(model, name)
+        self._model = model
+        self._open()
+        try:
+            self.check_contract()
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        except (UnicodeDecodeError, IndexError) as error:  # names that are no UTF-8, a port without axes
+            raise ModelFileError(f"{name}: not the graph of a model of ours ({error}); export the run again") from error
+
+    def _open(self) -> None:
+        profile = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in self.inputs.items())
+        providers = choose_providers(self.options, profile)
+        threads = self.options.threads or usable_cores()
+        self.session = open_session(self._model, self.name, providers, threads, self.outline)
+        self.device = active_device(self.session, providers, self.options)
+        self._process = os.getpid()
+        kind, _, index = self.device.partition(":")
+        if kind == "cuda":
+            replay = self.options.cuda_graph
+            self._runner: CpuRunner | BoundRunner | None = BoundRunner(
+                self.session, (kind, int(index)), self.inputs, self.outputs, replay
+            )
+            return
+        narrow = self.session
+        if kind != "cpu":
+            threads = 1  # an expert's provider has threads of its own
+        elif threads > 1:
+            narrow = open_session(self._model, self.name, providers, 1, self.outline)
+        spread = _WORTH_SPREADING["ConvTranspose" in self.outline.operators]
+        self._runner = CpuRunner(self.session, narrow, tuple(self.inputs), threads, spread)
+
+    def check_contract(self) -> None:
+        """Raise ModelFileError unless the graph has exactly the ports that were asked for."""
         for kind, wanted, ports in (
-            ("inputs", inputs, self.session.get_inputs()),
-            ("outputs", outputs, self.session.get_outputs()),
+            ("inputs", self.inputs, self.session.get_inputs()),
+            ("outputs", self.outputs, self.session.get_outputs()),
         ):
             got = {port.name: (port.type, tuple(port.shape[1:]), isinstance(port.shape[0], int)) for port in ports}
             if got != {name: ("tensor(float)", shape, False) for name, shape in wanted.items()}:
@@ -147,40 +104,217 @@ class Graph:
                 expected = {name: ["tensor(float)", "batch", *shape] for name, shape in wanted.items()}
                 raise ModelFileError(f"{self.name}: {kind} are {shown}, expected {expected}; export the run again")
 
-    def run(self, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """All outputs for `values` (n, ...), n >= 0, in runs of at most `MAX_BATCH` rows."""
-        feed = self.session.get_inputs()[0].name
-        parts = [
-            self.session.run(None, {feed: values[start : start + MAX_BATCH]})
-            for start in range(0, max(len(values), 1), MAX_BATCH)
-        ]
-        return [np.concatenate(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)]
+    def run(
+        self,
+        *values: Array,
+        before: Callable[[Array], Array] | None = None,
+        after: Callable[[Array], Array] | None = None,
+    ) -> list[Array]:
+        """All outputs for `values`, (n, ...) for each input in its order, n >= 0, in runs of at most `MAX_BATCH` rows.
+
+        before: turns some rows of each of `values` into the graph's float32 input. after: turns each output of these
+        rows into what is kept. Both run next to the graph, a part at a time, so that a large batch is never all floats.
+        """
+        if self._runner is None:
+            raise InputError(f"{self.name}: closed; load the model again")
+        if os.getpid() != self._process:
+            self._reopen()
+
+        def part(rows: slice, run: Run) -> list[Array]:
+            entries = [value[rows] if before is None else before(value[rows]) for value in values]
+            try:
+                found = run(*entries)
+            except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+                raise DeviceError(
+                    f"{self.name}: a run of {len(entries[0])} rows failed on {self.device} ({_first_line(error)}); "
+                    "if memory is short, give fewer rows at once or use device='cpu'"
+                ) from error
+            return found if after is None else [after(output) for output in found]
+
+        parts = self._runner.each(len(values[0]), part)
+        return parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def close(self) -> None:
+        """Free the sessions; a later `run` raises InputError."""
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = self.session = None
+
+    def _reopen(self) -> None:
+        """The threads of a session do not live on in a forked child, and a CUDA context may not be used there."""
+        if self.device != "cpu":
+            raise DeviceError(f"{self.name}: opened before os.fork() on {self.device}; load it in the child, or spawn")
+        # A destructor would wait for ever for threads that were not copied, so the parent's sessions are never freed.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runner))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.session))
+        self._open()
 
 
-def _open(ort: Any, model: bytes, name: str, providers: Sequence[Provider]) -> onnxruntime.InferenceSession:
+Run: TypeAlias = Callable[..., list[Array]]
+"""Some rows of each input -> those of each output."""
+Part: TypeAlias = Callable[[slice, Run], list[Array]]
+
+
+class CpuRunner:
+    """Runs a graph on arrays as they are: wide for a lone caller, narrow for many, spread for large batches."""
+
+    def __init__(
+        self,
+        wide: onnxruntime.InferenceSession,
+        narrow: onnxruntime.InferenceSession,
+        feeds: Sequence[str],
+        threads: int,
+        spread: int,
+    ) -> None:
+        """wide and narrow: the same graph with `threads` cores and with one. feeds: its inputs' names.
+
+        spread: from how many rows on a batch is spread over the cores.
+        """
+        self.wide: Run = lambda *values: wide.run(None, dict(zip(feeds, values, strict=True)))
+        self.narrow: Run = lambda *values: narrow.run(None, dict(zip(feeds, values, strict=True)))
+        self.pool = ThreadPoolExecutor(threads, "vae-runtime") if threads > 1 else None
+        self.threads, self.spread = threads, spread
+        self._callers, self._lock = 0, threading.Lock()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self.pool is not None:
+            self.pool.shutdown()
+
+    def each(self, count: int, part: Part) -> list[list[Array]]:
+        """`part` of all rows from 0 to `count`, in order."""
+        with self._lock:
+            alone = self._callers == 0
+            self._callers += 1
+        try:
+            if alone and self.pool is not None and count >= self.spread:
+                rows = cut(count, min(_SPREAD, -(-count // self.threads)))
+                return list(self.pool.map(part, rows, [self.narrow] * len(rows)))
+            run = self.wide if alone else self.narrow
+            return [part(rows, run) for rows in cut(count, MAX_BATCH)]
+        finally:
+            with self._lock:
+                self._callers -= 1
+
+
+class BoundRunner:
+    """Runs a graph on a device with memory of its own: inputs and outputs stay bound, one set of them a batch size.
+
+    Rows are padded to the next of `BUCKETS`. With `replay`, ONNX Runtime captures a CUDA graph for each and replays it,
+    which needs the addresses to stay. The buffers are shared, so that one lock guards them.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        device: tuple[str, int],
+        inputs: Ports,
+        outputs: Ports,
+        replay: bool,
+    ) -> None:
+        """device: as ONNX Runtime names it, ("cuda", 0). replay: capture and replay CUDA graphs."""
+        self._session, self._device, self._replay = session, device, replay
+        self._inputs, self._outputs = inputs, outputs
+        self._bound: dict[int, tuple[Any, list[Any], dict[str, Any], Any]] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Free the buffers."""
+        self._bound.clear()
+
+    def each(self, count: int, part: Part) -> list[list[Array]]:
+        """`part` of all rows from 0 to `count`, in order."""
+        return [part(rows, self._run) for rows in cut(count, MAX_BATCH)]
+
+    def _run(self, *values: Array) -> list[Array]:
+        count = len(values[0])
+        bucket = next(size for size in BUCKETS if size >= count)
+        padded = [_padded(value, bucket) for value in values]
+        with self._lock:
+            if bucket not in self._bound:
+                self._bound[bucket] = self._bind(bucket)
+            binding, entries, exits, settings = self._bound[bucket]
+            for entry, value in zip(entries, padded, strict=True):
+                entry.update_inplace(value)
+            self._session.run_with_iobinding(binding, settings)
+            return [exits[name].numpy()[:count].copy() for name in self._outputs]  # the buffers live on
+
+    def _bind(self, bucket: int) -> tuple[Any, list[Any], dict[str, Any], Any]:
+        ort = import_onnxruntime()
+
+        def buffer(shape: tuple[int, ...]) -> Any:
+            return ort.OrtValue.ortvalue_from_shape_and_type((bucket, *shape), np.float32, *self._device)
+
+        entries = {name: buffer(size) for name, size in self._inputs.items()}
+        exits = {name: buffer(size) for name, size in self._outputs.items()}
+        binding = self._session.io_binding()
+        for name, value in entries.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in exits.items():
+            binding.bind_ortvalue_output(name, value)
+        settings = ort.RunOptions()
+        if self._replay:
+            settings.add_run_config_entry("gpu_graph_id", str(bucket))
+        return binding, list(entries.values()), exits, settings
+
+
+def _padded(values: Array, count: int) -> Array:
+    """`values` with rows of zeros behind them, `count` in all."""
+    if len(values) == count:
+        return values
+    padded = np.zeros((count, *values.shape[1:]), np.float32)
+    padded[: len(values)] = values
+    return padded
+
+
+def cut(count: int, size: int) -> list[slice]:
+    """The rows from 0 to `count` in slices of at most `size`; one empty slice for none."""
+    return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), max(size, 1))]
+
+
+def open_session(
+    model: bytes, name: str, providers: Sequence[Provider], threads: int, found: Outline
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session; ModelFileError if the graph cannot be opened."""
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     # The arena keeps the memory of the largest batch for ever, and is no faster on a CPU.
     options.enable_cpu_mem_arena = False
+    if found.operators["ConvTranspose"] > found.operators["Conv"]:
+        # The blocked layout knows no transposed convolution, and only costs its turning to and fro.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
-        return ort.InferenceSession(model, options, providers=list(providers))
+        if providers == [CPU]:
+            return ort.InferenceSession(turn_last_convolution(model), options, providers=[CPU], enable_fallback=0)
+        # Where another provider fails to start, ONNX Runtime prints so to stdout and goes on without it.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise ModelFileError(f"{name}: ONNX Runtime cannot load it ({str(error)[:200]})") from error
-
-
-def read_graph(folder: Path, file: str) -> bytes:
-    """The bytes of a graph file, with the common accidents named: missing, empty, a git-lfs pointer, a web page."""
-    path = folder / file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
         raise ModelFileError(
-            f"{path}: cannot be read ({error.strerror}); export or download the model again"
+            f"{name}: ONNX Runtime {ort.__version__} cannot open it, opset {found.opset} ({_first_line(error)}); "
+            "export it again, or update ONNX Runtime"
         ) from error
-    if data.startswith(b"version https://git-lfs"):
-        raise ModelFileError(f"{path}: a git-lfs pointer and not the graph itself; run git lfs pull")
-    if not data or data.lstrip()[:1] == b"<":
-        raise ModelFileError(
-            f"{path}: {'empty' if not data else 'a web page'}, expected an ONNX graph; download it again"
-        )
-    return data
+
+
+def active_device(session: onnxruntime.InferenceSession, asked: Sequence[Provider], options: DeviceOptions) -> str:
+    """ "cpu" or "cuda:n", read from the session. DeviceError where another was asked for by name, else one warning."""
+    active = session.get_providers()
+    first = asked[0] if isinstance(asked[0], str) else asked[0][0]
+    if active[0] != first:
+        # Where a library is missing, this says which: ONNX Runtime itself logs it at a level that is turned off.
+        missing = preload_cuda() if CUDA in (first, *(p[0] for p in asked if isinstance(p, tuple))) else ""
+        reason = f"ONNX Runtime could not start {first}" + (f": {missing[:160]}" if missing else "")
+        remedy = 'pip install "anime-vae[gpu]" brings the CUDA and cuDNN libraries that it needs'
+        if options.request[0] == "cuda" or options.providers is not None or options.tensorrt:
+            raise DeviceError(f"{first} was asked for and cannot be had: {reason}; {remedy}")
+        warn_once(f"running on the CPU: {reason}; {remedy}")
+    settings = session.get_provider_options().get(CUDA)
+    if settings is None:
+        return "cpu" if active[0] == CPU else active[0].removesuffix("ExecutionProvider").lower()
+    return f"cuda:{settings.get('device_id', '0')}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

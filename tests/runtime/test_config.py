@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from conftest import tiny_config
+from tiny_model import tiny_config
 
 from vae_runtime.config import CONFIG_FILE, ModelConfig
 from vae_runtime.errors import ConfigError, ModelFileError, VAEError

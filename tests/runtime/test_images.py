@@ -300,5 +300,25 @@ def test_animation(tmp_path, ending):
         picture.load()
         assert picture.info["duration"] == 100
         np.testing.assert_allclose(picture.convert("RGB").getpixel((4, 4)), BLUE, atol=2)
-    with pytest.raises(InputError, match=r"\.gif or \.webp"):
+    with pytest.raises(InputError, match=r"\.gif, \.webp, \.webm"):
         save_animation(frames, Path("walk.mp4"))
+    for wrong in ({"fps": 0}, {"fps": float("nan")}):
+        with pytest.raises(InputError, match="fps"):
+            save_animation(frames, tmp_path / "a.gif", **wrong)
+    with pytest.raises(InputError, match="no frames"):
+        save_animation(frames[:0], tmp_path / "a.gif")
+
+
+def test_webm(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    frames = np.stack([np.full((33, 47, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)])
+    path = save_animation(frames, tmp_path / "walk.webm", fps=10)
+    video = cv2.VideoCapture(str(path))
+    for colour in (RED, GREEN, BLUE):
+        good, frame = video.read()
+        assert good
+        assert frame.shape == (34, 48, 3)
+        np.testing.assert_allclose(frame[16, 20, ::-1].astype(int), colour, atol=12)
+    assert not video.read()[0]
+    assert video.get(cv2.CAP_PROP_FPS) == 10
+    assert list(tmp_path.iterdir()) == [path]

@@ -7,7 +7,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vae_runtime.errors import InputError, InputTypeError
-from vae_runtime.latent import interpolate, kl_divergence, lerp, make_rng, reparameterize, slerp
+from vae_runtime.latent import (
+    analogy,
+    attribute_direction,
+    grid,
+    interpolate,
+    kl_divergence,
+    lerp,
+    make_rng,
+    nearest,
+    path,
+    pca_directions,
+    percentile,
+    reparameterize,
+    slerp,
+    traverse,
+)
 
 PAIRS = hnp.arrays(np.float64, (2, 6), elements=st.floats(-1e6, 1e6))
 
@@ -214,3 +229,136 @@ def test_seeds_of_any_size_and_integer_type_work():
 def test_latents_of_other_types_are_refused(value):
     with pytest.raises((InputTypeError, InputError)):
         kl_divergence(value, value)
+
+
+# ---- paths, grids, directions, neighbours ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["catmull-rom", "slerp", "lerp"])
+def test_a_path_meets_every_key(method, rng):
+    keys = rng.normal(size=(5, 16)).astype(np.float32)
+    way, loop = path(keys, 6, method), path(keys, 6, method, closed=True)
+    assert way.dtype == loop.dtype == np.float32
+    assert (way.shape, loop.shape) == ((25, 16), (30, 16))
+    np.testing.assert_array_equal(way[::6], keys)
+    np.testing.assert_array_equal(loop[::6], keys)
+
+
+def test_catmull_rom_is_exact_on_lines_and_smooth_in_its_keys(rng):
+    line = np.outer(np.arange(5.0), [1.0, 2.0])
+    np.testing.assert_allclose(path(line, 4), np.outer(np.arange(17) / 4, [1.0, 2.0]), atol=1e-12)
+    keys, steps = rng.normal(size=(6, 3)), 1000
+    loop = path(keys, steps, closed=True)
+    before, after = loop - np.roll(loop, 1, 0), np.roll(loop, -1, 0) - loop
+    slope = (np.roll(keys, -1, 0) - np.roll(keys, 1, 0)) / 2  # of the spline at its keys, by definition
+    np.testing.assert_allclose(before[::steps] * steps, slope, atol=0.05)
+    np.testing.assert_allclose(after[::steps] * steps, slope, atol=0.05)
+
+
+def test_a_path_by_slerp_stays_on_the_sphere(rng):
+    keys = rng.normal(size=(4, 8))
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(path(keys, 7, "slerp", closed=True), axis=1), 1, rtol=1e-12)
+
+
+def test_paths_refuse_what_makes_no_way():
+    for keys, steps, said in ((np.zeros((1, 3)), 4, "keys"), (np.zeros((2, 3)), 0, "steps"), (np.zeros(3), 4, "keys")):
+        with pytest.raises(InputError, match=said):
+            path(keys, steps)
+    with pytest.raises(InputError, match="method"):
+        path(np.zeros((2, 3)), 4, "bezier")
+
+
+def test_a_grid_has_its_corners_and_its_sides(rng):
+    corners = rng.normal(size=(4, 5))
+    square = grid(corners, 3, 4, "lerp")
+    assert square.shape == (3, 4, 5)
+    np.testing.assert_array_equal(square[[0, 0, -1, -1], [0, -1, 0, -1]], corners)
+    u, v = np.linspace(0, 1, 3)[:, None, None], np.linspace(0, 1, 4)[None, :, None]
+    a, b, c, d = corners
+    np.testing.assert_allclose(square, (1 - u) * ((1 - v) * a + v * b) + u * ((1 - v) * c + v * d), atol=1e-12)
+    with pytest.raises(InputError, match="corners"):
+        grid(corners[:3])
+
+
+def test_a_traversal_changes_one_number(rng):
+    z = rng.normal(size=6)
+    codes = traverse(z, 2, [-3.0, 0.0, 3.0])
+    np.testing.assert_array_equal(codes[:, 2], [-3, 0, 3])
+    np.testing.assert_array_equal(np.delete(codes, 2, 1), np.repeat(np.delete(z, 2)[None], 3, 0))
+    with pytest.raises(InputError, match="index"):
+        traverse(z, 6, [0.0])
+
+
+def test_analogy():
+    np.testing.assert_array_equal(analogy([3.0, 1.0], [1.0, 1.0], [0.0, 5.0]), [2.0, 5.0])
+
+
+def test_pca_is_the_singular_value_decomposition(rng):
+    codes = rng.normal(size=(50, 6)) * [5, 3, 1, 1, 0.1, 0.1] + 7
+    vectors, shares = pca_directions(codes, 3)
+    _, singular, right = np.linalg.svd(codes - codes.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), singular[:3] / np.sqrt(49), rtol=1e-5)
+    np.testing.assert_allclose(np.abs((vectors * right[:3]).sum(1)), np.linalg.norm(vectors, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(shares, singular[:3] ** 2 / (singular**2).sum(), rtol=1e-9)
+    assert (vectors[range(3), np.abs(vectors).argmax(1)] > 0).all()
+
+
+@pytest.mark.parametrize("method", ["mean", "ridge"])
+def test_attribute_directions_find_what_was_planted(method, rng):
+    planted = np.array([0.6, 0.8, 0, 0, 0])
+    labels = rng.random(4000) < 0.5
+    codes = rng.normal(size=(4000, 5)) + np.outer(labels * 4.0, planted)
+    found = attribute_direction(codes, labels, method)
+    unit = found / np.linalg.norm(found)
+    assert unit @ planted > 0.99
+    assert np.linalg.norm(found) == pytest.approx((codes @ unit).std(), rel=1e-5)
+
+
+def test_ridge_separates_attributes_that_occur_together(rng):
+    first = rng.random(5000) < 0.5
+    second = np.where(rng.random(5000) < 0.9, first, ~first)
+    codes = rng.normal(0, 0.1, (5000, 3)) + np.stack([2 * first, 2 * second, 0 * first], 1)
+    mean, ridge = (attribute_direction(codes, first, method) for method in ("mean", "ridge"))
+    assert mean[1] / mean[0] > 0.7  # the mean difference takes the companion along
+    assert abs(ridge[1] / ridge[0]) < 0.2
+
+
+def test_ridge_solves_its_normal_equations(rng):
+    codes, labels = rng.normal(size=(30, 4)), rng.normal(size=30)
+    x, y = codes - codes.mean(0), labels - labels.mean()
+    # ridge as least squares on rows added for the penalty, by another solver
+    w = np.linalg.lstsq(np.vstack([x, np.sqrt(2.5) * np.eye(4)]), np.append(y, np.zeros(4)), rcond=None)[0]
+    found = attribute_direction(codes, labels, "ridge", 2.5)
+    np.testing.assert_allclose(found / np.linalg.norm(found), w / np.linalg.norm(w), atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1], [[0, 1, 0, 1]], [0, 1, np.nan, 0]])
+def test_attribute_directions_refuse_labels(labels):
+    with pytest.raises(InputError, match="labels"):
+        attribute_direction(np.eye(4), labels)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_nearest_is_the_sorted_list_of_all_distances(metric, rng):
+    codes, query = rng.normal(size=(40, 6)), rng.normal(size=(3, 6))
+    places, distances = nearest(query, codes, 40, metric)
+    for row in range(3):
+        if metric == "euclidean":
+            plain = [float(np.sqrt(((code - query[row]) ** 2).sum())) for code in codes]
+        else:
+            sizes = [np.sqrt(code @ code) * np.sqrt(query[row] @ query[row]) for code in codes]
+            plain = [1 - code @ query[row] / size for code, size in zip(codes, sizes, strict=True)]
+        np.testing.assert_allclose(distances[row], sorted(plain), atol=1e-12)
+        np.testing.assert_array_equal(places[row], np.argsort(plain))
+    assert nearest(codes[7], codes, 1)[0].tolist() == [[7]]
+    with pytest.raises(InputError, match="count"):
+        nearest(query, codes, 41)
+    with pytest.raises(InputError, match="query"):
+        nearest(query[:, :5], codes)
+
+
+def test_percentile_counts_the_smaller_ones():
+    np.testing.assert_allclose(percentile([0, 1, 2.5, 9], [1, 2, 3, 4]), [0, 12.5, 50, 100])
+    with pytest.raises(InputError, match="reference"):
+        percentile([1.0], [])

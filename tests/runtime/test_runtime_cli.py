@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import SIZE
+from hub_stand_in import hub
 from PIL import Image
+from tiny_model import DIM, SIZE
 
-from vae_runtime import VAE
+from vae_runtime import VAE, InputError, benchmark
 from vae_runtime.__main__ import main
+from vae_runtime.directions import Directions
 from vae_runtime.images import image_grid
 
 
@@ -46,6 +50,157 @@ def test_reconstruct(tmp_path, options, pictures):
     assert read(out).shape == (2 * SIZE + 2, 2 * SIZE + 2, 3)
 
 
+def test_invert(tmp_path, options, pictures, tiny):
+    vae = VAE.load(tiny.folder, device="cpu")
+    codes = vae.invert(pictures, steps=5)
+    assert main(["invert", *pictures, "--steps", "5", "-o", str(tmp_path / "z.npy"), *options]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), codes)
+    assert main(["invert", *pictures, "--steps", "5", "--scale", "1", "-o", str(tmp_path / "i.png"), *options]) == 0
+    rows = np.concatenate([vae.prepare(pictures), vae.reconstruct(pictures), vae.decode(codes)])
+    np.testing.assert_array_equal(read(tmp_path / "i.png"), image_grid(rows, 2))
+
+
+def test_inpaint_by_a_box_or_a_mask(tmp_path, options, pictures, tiny):
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:15, 10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    sheets = []
+    for where in (["--box", "10,5,10,10"], ["--mask", str(tmp_path / "m.png")]):
+        out = tmp_path / "p.png"
+        assert main(["inpaint", pictures[0], *where, "--steps", "5", "--scale", "1", "-o", str(out), *options]) == 0
+        sheets.append(read(out))
+    np.testing.assert_array_equal(*sheets)
+    assert sheets[0].shape == (SIZE, 3 * SIZE + 4, 3)
+    painted = VAE.load(tiny.folder, device="cpu").inpaint(pictures[0], mask, 5)[0]
+    np.testing.assert_array_equal(sheets[0][:, -SIZE:], painted)
+    assert (sheets[0][:, SIZE + 2 : -SIZE - 2] == 128).all(axis=2).any()
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", "-1,0,3,3", "0,0,0,3"])
+def test_a_box_that_is_none(box, options, pictures, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["inpaint", pictures[0], f"--box={box}", *options])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: argument --box: got ")
+
+
+def test_a_box_beyond_the_picture(options, pictures, tmp_path):
+    with pytest.raises(InputError, match="reaches out of 20 x 20 pixels"):
+        main(["inpaint", pictures[0], "--box", "15,0,6,6", "-o", str(tmp_path / "p.png"), *options])
+
+
+def test_sample_takes_the_prior_that_is_named(tmp_path, options, tiny):
+    out = tmp_path / "s.png"
+    main(["sample", "-n", "4", "--prior", "unit", "--truncation", "0.5", "--scale", "1", "-o", str(out), *options])
+    faces = VAE.load(tiny.folder, device="cpu").sample(4, rng=0, truncation=0.5, prior="unit")
+    np.testing.assert_array_equal(read(out), image_grid(faces))
+
+
+@pytest.mark.parametrize(("ending", "frames"), [(".png", 1), (".gif", 12), (".webp", 12)])
+def test_walk(tmp_path, options, ending, frames):
+    out = tmp_path / f"w{ending}"
+    assert main(["walk", "-n", "3", "--steps", "4", "--seed", "2", "-o", str(out), *options]) == 0
+    with Image.open(out) as picture:
+        assert getattr(picture, "n_frames", 1) == frames
+        assert picture.size == ((4 * 4 * SIZE + 6, 3 * 4 * SIZE + 4) if ending == ".png" else (4 * SIZE, 4 * SIZE))
+
+
+def test_walk_through_pictures_ends_at_the_last(tmp_path, options, pictures, tiny):
+    out = tmp_path / "w.png"
+    assert main(["walk", *pictures, "--steps", "2", "--open", "--scale", "1", "-o", str(out), *options]) == 0
+    faces = VAE.load(tiny.folder, device="cpu").reconstruct(pictures)
+    sheet = read(out)
+    np.testing.assert_array_equal(sheet[:SIZE, :SIZE], faces[0])
+    np.testing.assert_array_equal(sheet[SIZE + 2 :, :SIZE], faces[1])
+
+
+def test_walk_to_webm(tmp_path, options):
+    cv2 = pytest.importorskip("cv2")
+    out = tmp_path / "w.webm"
+    assert main(["walk", "-n", "2", "--steps", "3", "--scale", "8", "-o", str(out), *options]) == 0
+    video = cv2.VideoCapture(str(out))
+    frames = [video.read() for _ in range(7)]
+    assert [good for good, _ in frames] == [True] * 6 + [False]
+    assert frames[0][1].shape == (8 * SIZE, 8 * SIZE, 3)
+
+
+def test_edit_shows_a_row_for_each_face(tmp_path, options, pictures, tiny):
+    out = tmp_path / "e.png"
+    command = ["edit", *pictures, "--direction", "z2", "--steps", "3", "--strength", "2", "--scale", "1"]
+    assert main([*command, "-o", str(out), *options]) == 0
+    vae = VAE.load(tiny.folder, device="cpu")
+    rows = np.stack([vae.edit(pictures, "z2", strength) for strength in (-2, 0, 2)], axis=1)
+    np.testing.assert_array_equal(read(out), image_grid(rows.reshape(-1, SIZE, SIZE, 3), 3))
+
+
+def test_edit_without_a_direction_takes_one_that_does_something(tmp_path, options, pictures, tiny):
+    out, same = tmp_path / "e.png", tmp_path / "same.png"
+    main(["edit", *pictures, "-o", str(out), *options])
+    # of the tiny decoder, image = sigmoid(z V): the row of V that moves the sigmoid most at z = 2
+    moved = [
+        np.abs(tiny.decode(2 * code[None]).astype(int) - tiny.decode(0 * code[None])).sum() for code in np.eye(DIM)
+    ]
+    main(["edit", *pictures, "--direction", f"z{np.argmax(moved)}", "-o", str(same), *options])
+    np.testing.assert_array_equal(read(out), read(same))
+
+
+def test_edit_by_a_file_of_directions(tmp_path, options, pictures, capsys):
+    path = Directions(("smile",), [[0.0, 1, 0, 0]]).save(tmp_path / "d.npz")
+    for name in ("smile", "z1"):
+        more = ["--directions", str(path)] if name == "smile" else []
+        main(["edit", *pictures, "--direction", name, *more, "-o", str(tmp_path / f"{name}.png"), *options])
+    np.testing.assert_array_equal(read(tmp_path / "smile.png"), read(tmp_path / "z1.png"))
+    with pytest.raises(InputError, match="did you mean 'smile'"):
+        main(["edit", *pictures, "--direction", "smiel", "--directions", str(path), *options])
+
+
+def test_benchmark(tmp_path, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "OTHERS", ("onnxruntime", "nothing"))
+    monkeypatch.setitem(benchmark._OPENERS, "nothing", lambda data, threads: __import__("no_such_package"))
+    out = tmp_path / "b.json"
+    assert main(["benchmark", str(tiny.folder), "--seconds", "0.1", "--device", "cpu", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert {(row["verb"], row["batch"], row["name"]) for row in rows} == {
+        (verb, batch, name)
+        for verb in ("encode", "decode")
+        for batch in (1, 8, 64)
+        for name in ("vae_runtime", "onnxruntime")
+    }
+    assert all(row["p50"] <= row["p95"] for row in rows)
+    assert all(row["ratio"] == 1 for row in rows if row["name"] == "vae_runtime")
+    printed = capsys.readouterr().out
+    assert "not measured: nothing, encode (No module named 'no_such_package')" in printed
+
+
+def test_push_and_load_again(tmp_path, tiny, monkeypatch):
+    """Through the real client, to a local stand-in of the Hub, and back from it."""
+    (tmp_path / "hub").mkdir()
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.folder, folder)
+    (folder / "README.md").write_text("# the card")
+    (folder / "private.txt").write_text("not of the model")
+    with hub("models", "someone/tiny", tmp_path / "hub") as (endpoint, log):
+        env = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": "hf_test",
+            "PATH": "/usr/bin:/bin",
+        }
+        command = [sys.executable, "-m", "vae_runtime", "push", str(folder), "hf:someone/tiny"]
+        env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "/commit/" in done.stdout
+        assert any("Bearer hf_test" in line for line in log)
+        (folder / "decoder.onnx").write_bytes(b"damaged")
+        refused = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "decoder.onnx" in refused.stderr
+    sent = {path.name for path in (tmp_path / "hub").iterdir()}
+    assert sent == {"config.json", "encoder.onnx", "decoder.onnx", "inverse.onnx", "README.md"}
+    assert VAE.load(tmp_path / "hub", device="cpu").config == VAE.load(tiny.folder, device="cpu").config
+
+
 @pytest.mark.parametrize(("ending", "frames"), [(".png", 1), (".gif", 5), (".webp", 5)])
 def test_interpolate(tmp_path, options, pictures, ending, frames):
     out = tmp_path / f"i{ending}"
@@ -57,7 +212,7 @@ def test_interpolate(tmp_path, options, pictures, ending, frames):
 def test_info(tiny, capsys):
     assert main(["info", str(tiny.folder), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    for text in ("onnxruntime", "tiny", "latent_dim 4", "runs on", "cpu", "CUDA"):
+    for text in ("onnxruntime", "tiny", "latent_dim 4", "runs on", "cpu", "CUDA", "NVIDIA driver", "first", "nodes of"):
         assert text in printed
 
 
@@ -77,6 +232,21 @@ BAD = [
     ["interpolate", "missing.png"],
     ["interpolate", "a.png", "b.png", "--steps", "1"],
     ["interpolate", "a.png", "b.png", "--method", "cubic"],
+    ["walk", "-n", "1"],
+    ["walk", "--steps", "0"],
+    ["walk", "-o", "walk.mp4"],
+    ["walk", "--fps", "0"],
+    ["edit"],
+    ["edit", "missing.png"],
+    ["edit", "--strength", "inf", "a.png"],
+    ["encode"],
+    ["encode", "missing"],
+    ["encode", ".", "-o", "codes.npz"],
+    ["encode", ".", "--batch", "0"],
+    ["benchmark", "--seconds", "0"],
+    ["benchmark", "--threads", "0"],
+    ["push", "missing", "hf:a/b"],
+    ["push", "."],
 ]
 
 

@@ -10,9 +10,9 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import DIM, PIXELS, SIZE, build_model
 from hub_stand_in import hub
 from PIL import Image
+from tiny_model import DIM, PIXELS, SIZE, build_model
 
 from vae_runtime import (
     VAE,
@@ -21,11 +21,14 @@ from vae_runtime import (
     DeviceWarning,
     ImageError,
     InputError,
+    ModelConfig,
     ModelFileError,
+    devices,
     latent,
-    session,
 )
+from vae_runtime.directions import Directions
 from vae_runtime.errors import InputTypeError
+from vae_runtime.prior import Prior
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,80 @@ def test_interpolate_goes_from_a_to_b(vae, faces):
     np.testing.assert_array_equal(straight, vae.decode(latent.interpolate(mu[0], mu[1], 6, "lerp")))
 
 
+def test_edit_moves_along_a_direction(vae, faces, rng):
+    mu, _ = vae.encode(faces)
+    vector = rng.normal(size=DIM)
+    np.testing.assert_array_equal(vae.edit(faces, vector, 0), vae.reconstruct(faces))
+    expected = vae.decode(mu + 1.5 * vector.astype(np.float32))
+    assert np.abs(vae.edit(faces, vector, 1.5).astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(vae.edit(faces, "z2", -2), vae.decode(mu - 2 * np.eye(DIM, dtype=np.float32)[2]))
+
+
+@pytest.mark.parametrize("direction", ["smile", "z4", "z-1", "z", "", np.zeros(DIM + 1), "z99999999999999"])
+def test_directions_that_are_not_there_are_refused(vae, faces, direction):
+    with pytest.raises(InputError, match="direction"):
+        vae.edit(faces, direction)
+
+
+def test_the_anomaly_score_is_the_negative_elbo_at_mu(vae, tiny, faces):
+    mu, logvar = tiny.encode(faces)
+    x, sigma = faces.reshape(len(faces), -1) / 255, vae.config.sigma
+    again = vae.decode(mu).reshape(len(faces), -1) / 255
+    gaussian = (np.log(sigma * np.sqrt(2 * np.pi)) + ((x - again) / sigma) ** 2 / 2).sum(1)
+    kl = 0.5 * (np.exp(logvar) + mu**2 - 1 - logvar).sum(1)
+    np.testing.assert_allclose(vae.anomaly_score(faces), gaussian + kl, rtol=1e-5)
+
+
+def with_extras(folder, **files):
+    """A model folder with more files, named in config.json: prior=Prior(...), directions=Directions(...)."""
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    for key, value in files.items():
+        value.save(folder / f"{key}.npz")
+        fields[key] = f"{key}.npz"
+        fields["files"][f"{key}.npz"] = hashlib.sha256((folder / f"{key}.npz").read_bytes()).hexdigest()
+    path.write_text(json.dumps(fields))
+    return folder
+
+
+def test_a_model_with_a_fitted_prior_and_directions(tmp_path, rng, faces):
+    prior = Prior([0.5, 0.5], rng.normal(size=(2, DIM)), np.stack([np.eye(DIM) * 0.1] * 2))
+    smile = Directions(("smile",), rng.normal(size=(1, DIM)))
+    vae = VAE.load(with_extras(build_model(tmp_path / "m").folder, prior=prior, directions=smile), device="cpu")
+    np.testing.assert_array_equal(vae.sample(5, rng=3), vae.decode(prior.sample(5, rng=3)))
+    unit = np.random.default_rng(3).standard_normal((5, DIM)).astype(np.float32)
+    np.testing.assert_array_equal(vae.sample(5, rng=3, prior="unit"), vae.decode(unit))
+    np.testing.assert_array_equal(vae.edit(faces, "smile", 2), vae.edit(faces, smile["smile"], 2))
+    with pytest.raises(InputError, match="did you mean 'smile'"):
+        vae.edit(faces, "smle")
+    with pytest.raises(InputError, match="'model' or 'unit'"):
+        vae.sample(1, prior="normal")
+    assert ModelConfig.from_json(vae.config.to_json()) == vae.config
+
+
+@pytest.mark.parametrize("extra", ["prior", "directions"])
+def test_extras_of_another_size_or_content_are_refused(tmp_path, extra):
+    wrong = {"prior": Prior.standard(DIM + 1), "directions": Directions(("a",), np.ones((1, DIM + 1)))}[extra]
+    folder = with_extras(build_model(tmp_path / "m").folder, **{extra: wrong})
+    with pytest.raises(ModelFileError, match=rf"{extra}\.npz: for codes of 5"):
+        VAE.load(folder, device="cpu")
+    (folder / f"{extra}.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ModelFileError, match="git lfs pull"):
+        VAE.load(folder, device="cpu")
+
+
+def test_a_config_without_the_newer_key_still_loads(tiny):
+    assert "directions" not in json.loads((tiny.folder / "config.json").read_text())
+    assert VAE.load(tiny.folder, device="cpu").config.directions is None
+
+
+def test_the_opset_must_be_the_one_of_the_config(tmp_path):
+    folder = build_model(tmp_path / "m").folder
+    rewrite(folder, opset=21)
+    with pytest.raises(ModelFileError, match="opset 20, config"):
+        VAE.load(folder, device="cpu")
+
+
 def test_empty_input_gives_empty_output(vae):
     assert vae.encode([])[0].shape == (0, DIM)
     assert vae.reconstruct([]).shape == (0, SIZE, SIZE, 3)
@@ -128,6 +205,12 @@ def test_large_batches_are_cut_and_equal_the_singles(vae, n, rng):
 def test_codes_of_other_shapes_are_refused(vae, z):
     with pytest.raises(InputError, match=rf"\(n, {DIM}\)"):
         vae.decode(z)
+
+
+@pytest.mark.parametrize("number", [1.1e6, -1e30, 1e300, 2**62])
+def test_codes_beyond_any_prior_are_refused_with_their_index(vae, number):
+    with pytest.raises(InputError, match=r"at index \(1, 2\)"):
+        vae.decode([[0.0] * DIM, [0.0, 0.0, number, 0.0]])
 
 
 def test_codes_that_are_no_numbers_are_refused(vae):
@@ -275,14 +358,14 @@ def test_bytes_that_are_no_graph_are_one_class_of_error(tmp_path, data):
         VAE.load(folder, device="cpu")
 
 
-def test_a_fitted_prior_needs_a_newer_runtime(tmp_path):
+def test_a_prior_that_is_no_npz_is_refused(tmp_path):
     folder = build_model(tmp_path / "m").folder
     (folder / "prior.npz").write_bytes(b"x")
     fields = json.loads((folder / "config.json").read_text())
     fields["prior"] = "prior.npz"
     fields["files"]["prior.npz"] = hashlib.sha256(b"x").hexdigest()
     (folder / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ModelFileError, match="newer"):
+    with pytest.raises(ModelFileError, match=r"prior\.npz: not a \.npz file"):
         VAE.load(folder, device="cpu")
 
 
@@ -325,11 +408,11 @@ def test_unknown_devices_are_refused(tiny, device):
         VAE.load(tiny.folder, device=device)
 
 
-@pytest.mark.skipif(session.cuda_devices() > 0, reason="this machine has a GPU")
+@pytest.mark.skipif(devices.cuda_driver().gpus, reason="this machine has a GPU")
 def test_without_a_gpu_cuda_raises_and_auto_warns_once(tiny):
     with pytest.raises(DeviceError, match=r"cannot be had.*(driver|anime-vae\[gpu\])"):
         VAE.load(tiny.folder, device="cuda")
-    session._warn_once.cache_clear()
+    devices.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert VAE.load(tiny.folder).device == "cpu"

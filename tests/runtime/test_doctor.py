@@ -1,0 +1,130 @@
+"""`info` on machines that are not this one: no runtime, both wheels, a GPU and the wrong wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vae_runtime import VAE, DeviceError, devices, doctor
+from vae_runtime.devices import CPU, CUDA, Driver
+
+BOTH = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that says what the machine has: providers of the runtime (None: no runtime), wheels, GPUs."""
+
+    def build(providers=(CPU,), wheels=("onnxruntime",), gpus=()):
+        class Wheel:
+            InferenceSession = object
+
+            @staticmethod
+            def get_available_providers():
+                return list(providers)
+
+        def load():
+            if providers is None:
+                raise doctor.RuntimeMissingError("onnxruntime is not installed; pip install it")
+            if not providers:
+                raise doctor.RuntimeMissingError("onnxruntime is an empty package")
+            return Wheel
+
+        driver = Driver("13.0", tuple(gpus)) if gpus else Driver("", ())
+        for module in (devices, doctor):
+            monkeypatch.setattr(module, "import_onnxruntime", load)
+            monkeypatch.setattr(module, "installed_wheels", lambda: dict.fromkeys(wheels, "1.32.0"))
+            monkeypatch.setattr(module, "cuda_driver", lambda: driver)
+
+    return build
+
+
+def test_a_healthy_cpu_machine_has_nothing_wrong(machine):
+    machine()
+    assert doctor.diagnose() == ("", "")
+    assert doctor.environment()["onnxruntime-gpu"] == "not installed"
+
+
+def test_each_illness_has_its_line(machine, monkeypatch):
+    machine(None, ())
+    assert doctor.diagnose() == ("ONNX Runtime is not installed", 'pip install "anime-vae[cpu]"')
+    machine(None, (), ["H200"])
+    assert doctor.diagnose()[1] == 'pip install "anime-vae[gpu]"'
+    machine((), ("onnxruntime",))
+    assert "empty" in doctor.diagnose()[0]
+    assert doctor.diagnose()[1] == f'{BOTH} "anime-vae[cpu]"'
+    machine((CPU,), ("onnxruntime", "onnxruntime-gpu"), ["H200"])
+    assert "both wheels" in doctor.diagnose()[0]
+    assert doctor.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
+    machine((CPU,), ("onnxruntime",), ["H200"])
+    assert "a runtime without CUDA" in doctor.diagnose()[0]
+    assert doctor.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
+
+    def refuse(*arguments, **options):
+        raise DeviceError("libcudnn.so.9 is missing")
+
+    machine((CUDA, CPU), ("onnxruntime-gpu",), ["H200"])
+    monkeypatch.setattr(VAE, "load", refuse)
+    wrong, repair = doctor.diagnose()
+    assert "libcudnn.so.9" in wrong
+    assert repair.startswith('pip install "anime-vae[gpu]"')
+
+
+def info(*blocked: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"""
+import sys
+sys.path.insert(0, {path!r})
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in {blocked!r}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from vae_runtime.__main__ import main, run
+run(main, ["info"])
+"""
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+
+
+def test_info_without_a_runtime(tmp_path):
+    done = info("onnxruntime")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert "ONNX Runtime is not installed" in done.stdout
+    assert "repair" in done.stdout
+
+
+def test_info_with_an_empty_runtime(tmp_path):
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    done = info(path=str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    assert "empty package" in done.stdout
+
+
+def test_info_with_both_wheels(tmp_path):
+    for wheel in devices.WHEELS:
+        place = tmp_path / f"{wheel.replace('-', '_')}-1.31.1.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {wheel}\nVersion: 1.31.1\n")
+    done = info(path=str(tmp_path))
+    assert done.returncode == 0, done.stderr  # a model runs: the CPU wheel has won
+    assert "both wheels of ONNX Runtime" in done.stdout
+    assert BOTH in done.stdout
+
+
+def test_the_probe_and_the_nodes(tiny):
+    vae = VAE.load(tiny.folder, device="cpu")
+    assert set(doctor.probe(vae)) == {"encode", "decode"}
+    assert doctor.nodes(vae, tiny.folder) == {
+        "nodes of encoder": "3 on CPUExecutionProvider",
+        "nodes of decoder": "3 on CPUExecutionProvider",
+    }
+
+
+def test_no_word_without_a_driver():
+    """The probe for a driver prints nothing, on a machine with a GPU or without."""
+    code = "import vae_runtime.devices as devices; devices.cuda_driver()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

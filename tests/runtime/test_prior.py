@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from vae_runtime.directions import Directions
+from vae_runtime.errors import InputError, InputTypeError, ModelFileError
+from vae_runtime.prior import Prior, sample_prior
+
+
+def mixture(rng: np.random.Generator, count: int = 3, dim: int = 4) -> Prior:
+    weights = np.arange(1, count + 1) / sum(range(1, count + 1))
+    scales = np.tril(rng.normal(0, 0.3, (count, dim, dim)))
+    scales[:, range(dim), range(dim)] = rng.uniform(0.5, 1.5, (count, dim))
+    return Prior(weights, rng.normal(0, 3, (count, dim)), scales)
+
+
+def test_the_standard_prior_is_the_unit_gaussian(rng):
+    prior, z = Prior.standard(5), rng.normal(size=(7, 5))
+    expected = -0.5 * (z**2).sum(1) - 2.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(prior.log_prob(z), expected, rtol=1e-6)
+    draws = np.random.default_rng(3).standard_normal((4, 5)).astype(np.float32)
+    np.testing.assert_array_equal(prior.sample(4, rng=3), draws)
+    np.testing.assert_array_equal(sample_prior(4, 5, rng=3), draws)
+
+
+def test_log_prob_is_the_mixture_by_covariances(rng):
+    """Independent oracle: the density written with inverse and determinant of each covariance, summed plainly."""
+    prior, z = mixture(rng), rng.normal(0, 3, (20, 4))
+    total = np.zeros(20)
+    for weight, mean, scale in zip(prior.weights, prior.means, prior.scales, strict=True):
+        covariance = scale.astype(float) @ scale.T.astype(float)
+        squares = np.einsum("ni,ij,nj->n", z - mean, np.linalg.inv(covariance), z - mean)
+        total += weight * np.exp(-0.5 * squares) / np.sqrt((2 * np.pi) ** 4 * np.linalg.det(covariance))
+    np.testing.assert_allclose(prior.log_prob(z), np.log(total), rtol=1e-5)
+
+
+def test_log_prob_integrates_to_one():
+    prior = Prior([0.3, 0.7], [[-2.0], [1.0]], [[[0.5]], [[1.5]]])
+    x, step = np.linspace(-15, 15, 20_001, retstep=True)
+    assert np.exp(prior.log_prob(x[:, None])).sum() * step == pytest.approx(1, abs=1e-6)
+
+
+def test_log_prob_far_away_is_finite():
+    assert np.isfinite(Prior.standard(2).log_prob([[1e4, -1e4]])).all()
+
+
+def test_samples_have_the_moments_of_the_mixture(rng):
+    prior, count = mixture(rng), 200_000
+    z = prior.sample(count, rng=0).astype(float)
+    mean = prior.weights @ prior.means
+    covariance = sum(
+        w * (s.astype(float) @ s.T + np.outer(m - mean, m - mean))
+        for w, m, s in zip(prior.weights, prior.means, prior.scales, strict=True)
+    )
+    np.testing.assert_allclose(z.mean(0), mean, atol=0.05)
+    np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.2)
+
+
+def test_temperature_scales_the_spread_and_keeps_the_means(rng):
+    prior = mixture(rng)
+    cold = prior.sample(500, rng=1, temperature=0)
+    assert len(np.unique(cold, axis=0)) == 3
+    shares = [(cold == mean).all(1).mean() for mean in prior.means]
+    np.testing.assert_allclose(shares, prior.weights, atol=0.08)
+    warm, hot = (prior.sample(500, rng=1, temperature=t) for t in (1.0, 2.0))
+    np.testing.assert_allclose(hot - cold, 2 * (warm - cold), atol=1e-5)
+
+
+def test_truncation_bounds_the_white_noise(rng):
+    prior = Prior([1.0], [[5.0, 5.0]], [[[2.0, 0.0], [1.0, 0.5]]])
+    z = prior.sample(5000, rng=0, truncation=0.7)
+    white = np.linalg.solve(prior.scales[0].astype(float), (z - 5.0).T)
+    assert np.abs(white).max() <= 0.7 + 1e-5
+    assert np.abs(white).max() > 0.69
+    # the standard deviation of N(0, 1) cut at a: 1 - 2 a phi(a) / (2 Phi(a) - 1), here by a sum over a fine grid
+    x = np.linspace(-0.7, 0.7, 10_001)
+    density = np.exp(-(x**2) / 2)
+    assert white.std() == pytest.approx(np.sqrt((x**2 * density).sum() / density.sum()), abs=0.01)
+
+
+def test_the_same_seed_gives_the_same_bits(rng):
+    prior = mixture(rng)
+    np.testing.assert_array_equal(prior.sample(9, rng=5, truncation=1.0), prior.sample(9, rng=5, truncation=1.0))
+    assert (prior.sample(9, rng=5) != prior.sample(9, rng=6)).any()
+    assert prior.sample(0).shape == (0, 4)
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"temperature": np.nan}, {"truncation": 0.01}])
+def test_numbers_out_of_range_are_refused(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        Prior.standard(2).sample(1, **options)
+
+
+def test_other_types_are_refused():
+    with pytest.raises(InputTypeError, match="truncation"):
+        Prior.standard(2).sample(1, truncation="1")
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "scales", "said"),
+    [
+        ([0.5, 0.4], np.zeros((2, 3)), None, "sum"),
+        ([1.5, -0.5], np.zeros((2, 3)), None, "sum"),
+        ([1.0], np.zeros((2, 3)), None, "weights"),
+        ([1.0], np.zeros(3), None, "means"),
+        ([], np.zeros((0, 3)), None, "weights"),
+        ([1.0], np.full((1, 3), np.nan), None, "finite"),
+        ([1.0], np.zeros((1, 2)), np.ones((1, 2, 2)), "Cholesky"),
+        ([1.0], np.zeros((1, 2)), -np.eye(2)[None], "Cholesky"),
+        ([1.0], np.zeros((1, 2)), np.eye(3)[None], "scales"),
+    ],
+)
+def test_what_is_no_prior_is_refused(weights, means, scales, said):
+    with pytest.raises(InputError, match=said):
+        Prior(weights, means, scales)
+
+
+def test_save_and_load(tmp_path, rng):
+    for prior in (mixture(rng), Prior.standard(6)):
+        path, again = prior.save(tmp_path / "a.npz"), prior.save(tmp_path / "b.npz")
+        assert path.read_bytes() == again.read_bytes()
+        loaded = Prior.load(path)
+        np.testing.assert_array_equal(loaded.sample(5, rng=0), prior.sample(5, rng=0))
+        np.testing.assert_array_equal(np.load(path)["means"], prior.means)  # a plain .npz
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def npy(array: np.ndarray, **options: bool) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+ONE, MEAN = npy(np.ones(1, np.float32)), npy(np.zeros((1, 2), np.float32))
+CLAIM = npy(np.zeros((1, 2), np.float32)).replace(b"(1, 2), }        ", b"(1, 2000000000)}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04",
+        zipped({}),
+        zipped({"weights.npy": ONE}),
+        zipped({"weights.npy": ONE, "means.npy": MEAN, "extra.npy": ONE}),
+        zipped({"weights.npy": ONE, "means.npy": MEAN}, zipfile.ZIP_DEFLATED),
+        zipped({"weights.npy": ONE, "means.npy": MEAN[:-1]}),
+        zipped({"weights.npy": ONE, "means.npy": CLAIM}),
+        zipped({"weights.npy": ONE, "means.npy": npy(np.array([[object()]]), allow_pickle=True)}),
+        zipped({"weights.npy": ONE, "means.npy": MEAN})[:-30],
+    ],
+)
+def test_files_that_are_no_prior_are_refused(tmp_path, data):
+    path = tmp_path / "prior.npz"
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match=r"prior\.npz"):
+        Prior.load(path)
+
+
+def test_directions_keep_their_names(tmp_path, rng):
+    directions = Directions(("smile", "ünï"), rng.normal(size=(2, 4)))
+    path = directions.save(tmp_path / "d.npz")
+    assert path.read_bytes() == directions.save(tmp_path / "e.npz").read_bytes()
+    loaded = Directions.load(path)
+    assert loaded.names == ("smile", "ünï")
+    np.testing.assert_array_equal(loaded["ünï"], directions.vectors[1])
+    with pytest.raises(InputError, match="did you mean 'smile'"):
+        loaded["smil"]
+    with pytest.raises(ModelFileError):
+        Directions.load(Prior.standard(4).save(tmp_path / "p.npz"))
+
+
+@pytest.mark.parametrize(
+    ("names", "vectors"),
+    [
+        (("a",), np.zeros((1, 3))),
+        (("a", "a"), np.ones((2, 3))),
+        (("a",), np.ones((2, 3))),
+        (("",), np.ones((1, 3))),
+        ((), np.ones((0, 3))),
+        (("a",), np.full((1, 3), np.inf)),
+    ],
+)
+def test_what_is_no_direction_is_refused(names, vectors):
+    with pytest.raises(InputError, match="directions"):
+        Directions(names, vectors)

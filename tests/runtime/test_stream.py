@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import DIM, SIZE
+
+from vae_runtime import VAE, ImageError, InputError, ModelFileError
+from vae_runtime.__main__ import main
+from vae_runtime.stream import CodesFile, ahead, batches, find_images, open_codes, read_names
+
+
+@pytest.fixture(scope="module")
+def vae(tiny):
+    return VAE.load(tiny.folder, device="cpu")
+
+
+@pytest.fixture
+def faces(rng):
+    return rng.integers(0, 256, (11, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, faces):
+    """Eleven pictures, nested, and what is no picture."""
+    for index, face in enumerate(faces):
+        place = tmp_path / "faces" / "ab"[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(face).save(place / f"{index:02}.PNG")
+    (tmp_path / "faces" / "notes.txt").write_text("no picture")
+    return tmp_path / "faces"
+
+
+def test_batches():
+    assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(batches([], 2)) == []
+
+
+def test_lazy_forms_equal_the_whole_ones(vae, faces):
+    mu, logvar = vae.encode(faces)
+    parts = list(vae.iter_encode(iter(faces), 4))
+    assert [len(part) for part, _ in parts] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in parts]), mu)
+    np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), logvar)
+    np.testing.assert_array_equal(np.concatenate(list(vae.iter_decode(iter(mu), 4))), vae.decode(mu))
+    np.testing.assert_array_equal(np.concatenate(list(vae.iter_reconstruct(faces, 5))), vae.reconstruct(faces))
+    assert list(vae.iter_encode([])) == []
+
+
+def test_a_stream_is_read_no_further_than_it_must(vae, faces):
+    seen = itertools.count()
+    endless = (faces[next(seen) % 11] for _ in itertools.count())
+    stream = vae.iter_encode(endless, 4)
+    for _ in range(10):
+        next(stream)
+    stream.close()
+    assert next(seen) <= 4 * (10 + 3)
+
+
+def test_the_error_of_a_picture_comes_in_its_place(vae, faces):
+    stream = vae.iter_encode([*faces[:5], b"no picture", *faces], 2)
+    assert len(next(stream)[0]) == len(next(stream)[0]) == 2
+    with pytest.raises(ImageError, match=r"images\[5\]"):
+        next(stream)
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**6])
+def test_batch_sizes_out_of_range_are_refused(vae, faces, size):
+    with pytest.raises(InputError, match="batch_size"):
+        vae.iter_encode(faces, size)
+
+
+def test_reading_ahead_ends_its_thread():
+    before = threading.active_count()
+    stream = ahead(itertools.count())
+    assert [next(stream), next(stream)] == [0, 1]
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(1 // (2 - index) for index in range(4)))
+
+
+def test_images_are_found_in_the_order_of_their_names(folder):
+    found = [path.relative_to(folder).as_posix() for path in find_images([folder])]
+    assert found == [f"a/{i:02}.PNG" for i in range(0, 11, 2)] + [f"b/{i:02}.PNG" for i in range(1, 11, 2)]
+
+
+def encode(folder, out, tiny, *options):
+    return main(["encode", str(folder), "-o", str(out), "--model", str(tiny.folder), "--device", "cpu", *options])
+
+
+def test_encode_writes_codes_and_names(tmp_path, folder, tiny, vae, capsys):
+    out = tmp_path / "codes.npy"
+    assert encode(folder, out, tiny, "--batch", "4") == 0
+    codes, names = np.load(out), read_names(out)
+    assert codes.dtype == np.float32
+    assert len(names) == 11
+    np.testing.assert_array_equal(codes, vae.encode(names)[0])
+    np.testing.assert_array_equal(open_codes(out, DIM), codes)
+    assert "11 codes" in capsys.readouterr().out
+
+
+def test_encode_leaves_out_what_cannot_be_read(tmp_path, folder, tiny, capsys):
+    (folder / "a" / "00.PNG").write_bytes(b"no picture")
+    assert encode(folder, tmp_path / "codes.npy", tiny) == 0
+    assert len(np.load(tmp_path / "codes.npy")) == 10
+    assert "left out" in capsys.readouterr().err
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path, folder, tiny):
+    (tmp_path / "codes.npy").write_bytes(b"precious")
+    with pytest.raises(InputError, match="resume"):
+        encode(folder, tmp_path / "codes.npy", tiny)
+    assert (tmp_path / "codes.npy").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("moment", ["names", "rows", "header", "between"])
+def test_an_interrupted_run_leaves_a_valid_file_and_goes_on(tmp_path, rng, moment, monkeypatch):
+    """Torn at each place of an append: what the header counts is right, and resuming gives the file of a whole run."""
+    rows = rng.normal(size=(9, DIM)).astype(np.float32)
+    names = [f"ü {index}\n" for index in range(9)]
+    out = tmp_path / "codes.npy"
+    with CodesFile(out, DIM) as codes:
+        codes.append(names[:5], rows[:5])
+        if moment == "header":  # rows and names are there, the header is not
+            monkeypatch.setattr(CodesFile, "_write_header", lambda self: None)
+            codes.append(names[5:7], rows[5:7])
+            monkeypatch.undo()
+    if moment in ("names", "rows"):
+        with codes.names_path.open("ab") as file:
+            file.write(json.dumps(names[5]).encode()[:4])
+    if moment == "rows":
+        with out.open("ab") as file:
+            file.write(rows[5].tobytes()[:7])
+    np.testing.assert_array_equal(np.load(out), rows[:5])
+    assert read_names(out) == names[:5]
+    with CodesFile(out, DIM, resume=True) as codes:
+        assert codes.done() == set(names[:5])
+        codes.append(names[5:], rows[5:])
+    np.testing.assert_array_equal(np.load(out), rows)
+    assert read_names(out) == names
+
+
+def test_resuming_the_command_encodes_only_what_is_new(tmp_path, folder, tiny, faces):
+    out = tmp_path / "codes.npy"
+    encode(folder / "a", out, tiny)
+    first = np.load(out)
+    encode(folder, out, tiny, "--resume")
+    np.testing.assert_array_equal(np.load(out)[: len(first)], first)
+    assert len(np.load(out)) == len(set(read_names(out))) == 11
+
+
+def test_resume_refuses_another_file(tmp_path, rng):
+    out = tmp_path / "codes.npy"
+    with CodesFile(out, DIM) as codes:
+        codes.append(["a", "b"], rng.normal(size=(2, DIM)).astype(np.float32))
+    with pytest.raises(ModelFileError, match="numbers"):
+        CodesFile(out, DIM + 1, resume=True)
+    codes.names_path.write_text('"a"\n')
+    with pytest.raises(InputError, match="fewer names"):
+        CodesFile(out, DIM, resume=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00" + b"garbage" * 30),
+        lambda path: np.save(path, np.zeros((2, 3))),
+        lambda path: np.save(path, np.zeros((2, 3), ">f4")),
+        lambda path: np.save(path, np.zeros(3, np.float32)),
+        lambda path: np.save(path, np.array([object()]), allow_pickle=True),
+        lambda path: (np.save(path, np.zeros((2, 3), np.float32)), path.write_bytes(path.read_bytes()[:-1])),
+        lambda path: path.mkdir(),
+    ],
+)
+def test_files_that_hold_no_codes_are_one_class_of_error(tmp_path, make):
+    path = tmp_path / "codes.npy"
+    make(path)
+    with pytest.raises(ModelFileError, match=r"codes\.npy"):
+        open_codes(path)
