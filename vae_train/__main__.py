@@ -1,4 +1,4 @@
-"""The command line: python -m vae_train [train] | export | evaluate | benchmark.
+"""The command line: python -m vae_train [train] | export | inverse | variants | triton | evaluate | benchmark.
 
 Everything that can be wrong with a command line is found before torch is imported or a picture is read.
 """
@@ -9,11 +9,13 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.cli import Parser, add_device, integer, number, output, run
+from vae_runtime.cli import EXIT_FAILURE, Parser, add_device, add_variant, integer, number, output, run
+from vae_runtime.config import INVERSE_FILE, VARIANTS, ModelConfig
 from vae_train.config import CONFIG_FILE, PRESETS, TrainConfig, make_config, option, resumed_config
 from vae_train.data import check_source
 from vae_train.errors import UsageError
@@ -24,25 +26,37 @@ EXPORTED = "exported"
 def train_parser() -> Parser:
     parser = Parser(
         prog="python -m vae_train",
-        description="Train a VAE on faces, export it, draw the figures. Other commands: export, evaluate, benchmark.",
+        description="Train a VAE on faces, export it, draw the figures. "
+        "Other commands: export, inverse, variants, triton, evaluate, benchmark.",
     )
     for item in dataclasses.fields(TrainConfig):
-        low, high = item.metadata["low"], item.metadata["high"]
-        kind: Any = str if low is None else (integer(low, high) if isinstance(item.default, int) else number(low, high))
         # Suppressed: what was not given must not overrule the preset, or the settings of a run that is resumed.
-        parser.add_argument(
-            option(item.name),
-            type=kind,
-            default=argparse.SUPPRESS,
-            choices=tuple(PRESETS) if item.name == "preset" else None,
-            metavar=item.name.upper() if item.name != "preset" else None,
-            help=f"{item.metadata['help']} (default: {item.default})",
-        )
+        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{item.metadata['help']} ({_default(item)})"}
+        if isinstance(item.default, bool):
+            parser.add_argument(option(item.name), action=argparse.BooleanOptionalAction, **given)
+        elif "choices" in item.metadata:
+            parser.add_argument(option(item.name), choices=item.metadata["choices"], **given)
+        else:
+            parser.add_argument(option(item.name), type=_kind(item), metavar=item.name.upper(), **given)
     where = parser.add_argument_group("where")
     where.add_argument("--out", type=Path, help="the run's folder (default: runs/PRESET-SOURCE)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out; its settings are kept")
+    where.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard, too")
     add_device(parser)
     return parser
+
+
+def _kind(item: dataclasses.Field[Any]) -> Callable[[str], Any]:
+    if "low" not in item.metadata:
+        return str
+    low, high = item.metadata["low"], item.metadata["high"]
+    return integer(low, high) if isinstance(item.default, int) else number(low, high)
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    """default: 32; base: 64"""
+    others = [f"; {name}: {values[item.name]}" for name, values in PRESETS.items() if item.name in values]
+    return f"default: {item.default}{''.join(others)}"
 
 
 def export_parser() -> Parser:
@@ -50,6 +64,38 @@ def export_parser() -> Parser:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
     parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/exported)")
     parser.add_argument("--name", type=_name, help="the model's name (default: SOURCE-SIZE)")
+    parser.add_argument("--data", help="where the run's pictures lie now (default: where they were)")
+    parser.add_argument("--variants", type=_variants, default=(), help="smaller graphs, too: fp16,int8 or one of them")
+    return parser
+
+
+def variants_parser() -> Parser:
+    parser = Parser(
+        prog="python -m vae_train variants",
+        description="Make the smaller graphs of an exported model, in place, and measure what they cost.",
+    )
+    parser.add_argument("model", type=Path, metavar="EXPORTED", help="an exported folder")
+    parser.add_argument("--data", required=True, help="the pictures that it was trained on, as for training")
+    parser.add_argument("--variants", type=_variants, default="fp16,int8", help="those that it is to have")
+    return parser
+
+
+def triton_parser() -> Parser:
+    parser = Parser(
+        prog="python -m vae_train triton",
+        description="Write an exported model as a model repository for the NVIDIA Triton Inference Server.",
+    )
+    parser.add_argument("model", type=Path, metavar="EXPORTED", help="an exported folder")
+    parser.add_argument("--out", type=Path, required=True, help="the model repository; made if it is not there")
+    add_variant(parser)
+    return parser
+
+
+def inverse_parser() -> Parser:
+    parser = Parser(
+        prog="python -m vae_train inverse", description="Give an exported model of old its inverse.onnx, in place."
+    )
+    parser.add_argument("model", type=Path, metavar="EXPORTED", help="an exported folder")
     return parser
 
 
@@ -62,6 +108,14 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "--json", type=output(".json"), help="write the figures, KL of each latent included, to this file"
     )
+    parser.add_argument("--card", action="store_true", help="write the figures into the card of the exported model")
+    parser.add_argument(
+        "--inverse",
+        type=integer(1, 10_000),
+        metavar="N",
+        help="also invert, inpaint, ... the first N pictures (export)",
+    )
+    parser.add_argument("--figure", type=output(".png"), help="draw what --inverse found")
     add_device(parser)
     return parser
 
@@ -69,10 +123,17 @@ def evaluate_parser() -> Parser:
 def benchmark_parser() -> Parser:
     parser = Parser(prog="python -m vae_train benchmark", description="Measure training here against the plain loop.")
     parser.add_argument("--data", default=TrainConfig.data, help="as for training")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default=TrainConfig.preset, help="the network")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="one preset (default: each of them)")
     parser.add_argument("--seconds", type=number(1, 600), default=15.0, help="time for each loop")
     add_device(parser)
     return parser
+
+
+def _variants(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(VARIANTS)}")
+    return tuple(variant for variant in VARIANTS if variant in names)
 
 
 def _name(text: str) -> str:
@@ -107,26 +168,36 @@ def default_run(config: dict[str, Any]) -> Path:
 
 def train_command(arguments: Sequence[str]) -> int:
     given = vars(train_parser().parse_args(arguments))
-    out, resume, device_name = (given.pop(name) for name in ("out", "resume", "device"))
+    out, resume, device_name, tensorboard = (given.pop(name) for name in ("out", "resume", "device", "tensorboard"))
     folder = out or default_run(given)
-    check_run_folder(folder, resume)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (folder / CONFIG_FILE).is_file():
+        resume = True  # torchrun starts all processes anew, with the same command, after one of them failed
+    elif os.environ.get("RANK", "0") == "0":
+        check_run_folder(folder, resume)
     config = resumed_config(folder, given) if resume else make_config(given)
     check_source(config.data)
+    if tensorboard and find_spec("tensorboard") is None:
+        raise UsageError('--tensorboard: its package is not installed; pip install "anime-vae[tensorboard]"')
 
+    from vae_train.distributed import World
     from vae_train.train import Interrupted, choose_device, train
 
-    device = choose_device(device_name)
+    world = World.from_environment()
+    device = choose_device(device_name, world)
     try:
-        faces = train(config, folder, device, resume)
+        faces = train(config, folder, device, resume, tensorboard, world)
     except Interrupted as stop:
         again = f"python -m vae_train --out {folder} --resume"
-        print(f"{stop}; a checkpoint is saved, go on with: {again}", file=sys.stderr)
+        if world.leads:
+            print(f"{stop}; a checkpoint is saved, go on with: {again}", file=sys.stderr)
         return stop.exit_status
+    if not world.leads:
+        return 0
 
     from vae_train.export import export
     from vae_train.figures import FIGURES, draw_exported
 
-    export(folder, folder / EXPORTED)
+    export(folder, folder / EXPORTED, faces=faces)
     draw_exported(folder, folder / EXPORTED, faces)
     print(f"figures: {folder / FIGURES}")
     print(f"graphs:  {folder / EXPORTED}")
@@ -139,11 +210,52 @@ def export_command(arguments: Sequence[str]) -> int:
     if not given.run.exists():
         raise UsageError(f"{given.run}: no such run or checkpoint")
 
-    from vae_train.export import export, find_run
+    from vae_train.export import check_target, export, find_run, source_of
 
     out = given.out or find_run(given.run) / EXPORTED
-    config = export(given.run, out, given.name)
+    check_target(out.absolute())
+    config = export(given.run, out, given.name, source_of(given.run, given.data), given.variants)
     print(f"{config.name}, id {config.model_id}: {out}")
+    return 0
+
+
+def variants_command(arguments: Sequence[str]) -> int:
+    given = variants_parser().parse_args(arguments)
+    if not given.model.is_dir():
+        raise UsageError(f"{given.model}: no such exported model")
+    check_source(given.data)
+    config = ModelConfig.load(given.model)
+
+    from vae_train.data import load_faces
+    from vae_train.variants import add_variants, as_table
+
+    costs = add_variants(given.model, load_faces(given.data, config.image_size), given.variants)
+    if costs:
+        print(as_table(costs))
+    return 0 if len(costs) == len(given.variants) else EXIT_FAILURE
+
+
+def triton_command(arguments: Sequence[str]) -> int:
+    given = triton_parser().parse_args(arguments)
+    if not given.model.is_dir():
+        raise UsageError(f"{given.model}: no such exported model")
+
+    from vae_train.triton import write_repository
+
+    for folder in write_repository(given.model, given.out, given.variant):
+        print(folder)
+    return 0
+
+
+def inverse_command(arguments: Sequence[str]) -> int:
+    given = inverse_parser().parse_args(arguments)
+    if not given.model.is_dir():
+        raise UsageError(f"{given.model}: no such exported model")
+
+    from vae_train.inverse import add_inverse
+
+    config = add_inverse(given.model)
+    print(f"{config.name}, id {config.model_id}: {given.model / INVERSE_FILE}")
     return 0
 
 
@@ -152,31 +264,52 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     if not given.model.exists():
         raise UsageError(f"{given.model}: no such run, checkpoint or exported model")
     check_source(given.data)
+    if given.figure and not given.inverse:
+        raise UsageError("--figure: draws what --inverse N finds; add it")
+    if given.inverse and not (given.model / INVERSE_FILE).is_file():
+        raise UsageError(f"--inverse: there is no {INVERSE_FILE} in {given.model}; export it first")
 
-    from vae_train.evaluate import as_table, check_model, evaluate, open_model, pictures_of, save_json
+    from vae_runtime.card import CARD_FILE, write_chapter
+    from vae_train.evaluate import (
+        as_table,
+        card_chapter,
+        check_model,
+        evaluate,
+        open_model,
+        pictures_of,
+        restorations,
+        save_json,
+    )
     from vae_train.train import choose_device
 
     check_model(given.model)
+    if given.card and not (given.model / CARD_FILE).is_file():
+        raise UsageError(f"--card: there is no {CARD_FILE} in {given.model}; give an exported model")
     model = open_model(given.model, choose_device(given.device))
     faces, pixels, which = pictures_of(model, given.data)
     figures = evaluate(model, pixels)
+    if given.inverse:
+        figures |= restorations(given.model, pixels[: given.inverse], given.figure)
     print(as_table(figures, f"{model.name} on {faces.name} ({which})"))
     if given.json:
         save_json({"model": model.name, "data": faces.name, "which": which, **figures}, given.json)
+    if given.card:
+        write_chapter(given.model, "python -m vae_train evaluate", card_chapter(figures, faces.name, which))
     return 0
 
 
 def benchmark_command(arguments: Sequence[str]) -> int:
     given = benchmark_parser().parse_args(arguments)
-    config = make_config({"data": given.data, "preset": given.preset})
-    check_source(config.data)
+    check_source(given.data)
 
     from vae_train.benchmark import as_table, benchmark, describe_machine
     from vae_train.train import choose_device
 
     device = choose_device(given.device)
-    rows, limit = benchmark(config, str(device), given.seconds)
-    print(as_table(rows, limit, describe_machine(config, device)))
+    for preset in [given.preset] if given.preset else PRESETS:
+        config = make_config({"data": given.data, "preset": preset})
+        rows, limit = benchmark(config, str(device), given.seconds)
+        print(as_table(rows, limit, describe_machine(config, device)), end="\n\n", flush=True)
     return 0
 
 
@@ -185,6 +318,9 @@ def main(arguments: Sequence[str]) -> int:
     commands = {
         "train": train_command,
         "export": export_command,
+        "variants": variants_command,
+        "triton": triton_command,
+        "inverse": inverse_command,
         "evaluate": evaluate_command,
         "benchmark": benchmark_command,
     }

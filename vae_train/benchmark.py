@@ -5,8 +5,8 @@ Each loop has a process of its own, one after the other, so that its peak memory
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -17,25 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from vae_train.config import TrainConfig
 from vae_train.data import load_faces
-from vae_train.losses import kl_divergence, negative_elbo, squared_error
+from vae_train.distributed import ALONE
+from vae_train.feed import Feed
+from vae_train.losses import kl_per_latent, squared_error
 from vae_train.model import VAE
-from vae_train.train import make_state, train_epoch
+from vae_train.state import make_state
+from vae_train.train import choose_precision, describe_device, make_step, objective, train_epoch
 
 PICTURES = 2560
 """Faces that the loops go round."""
 
 _WARM_UP = 2.0  # seconds that are not counted
 _MATRIX = 2048
+_COPY = 2**28  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Row:
     """What one loop reached."""
 
     name: str
+    precision: str
     images_per_second: float
     peak_megabytes: float
 
@@ -53,24 +61,35 @@ class Ceiling:
 
     flop_per_image: float
     """Multiplications and additions of one forward and backward pass."""
-    flop_per_second: float
-    """Of a large float32 matrix product, measured."""
+    bytes_per_image: float
+    """Read and written by its operations one by one in float32; what fusing and bfloat16 spare is not taken off."""
+    flop_per_second: dict[str, float]
+    """Of a large matrix product, measured, by precision."""
+    bytes_per_second: float
+    """Read and written by a large copy, measured."""
 
 
 def benchmark(config: TrainConfig, device: str, seconds: float) -> tuple[list[Row], Ceiling]:
     """Measure the loops for `seconds` each, on the same faces of `config.data`."""
     faces = load_faces(config.data, config.image_size, config.avatars, config.seed)
     pixels = np.array(faces.pixels[:PICTURES])
-    loops: list[Callable[..., Row]] = [plain_loop, resident_loop, our_loop]
+    ours = dataclasses.replace(config, precision=choose_precision(config.precision, torch.device(device)))
+    plain = dataclasses.replace(config, precision="float32")
+    loops: list[tuple[Callable[..., Row], TrainConfig]] = [
+        (plain_loop, plain),
+        (resident_loop, plain),
+        (our_loop, plain),
+        (our_loop, ours),
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for index, face in enumerate(tqdm(pixels, desc="writing JPEGs for the plain loop", unit="img")):
             Image.fromarray(face.transpose(1, 2, 0)).save(Path(folder, f"{index:05d}.jpg"), quality=90)
-        for loop in loops:
-            print(f"measuring: {loop.__name__.replace('_', ' ')}", file=sys.stderr)
+        for loop, settings in loops if ours != plain else loops[:-1]:
+            print(f"measuring: {loop.__name__.replace('_', ' ')}, {settings.precision}", file=sys.stderr)
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as process:
-                rows.append(process.submit(loop, config, pixels, folder, device, seconds).result())
+                rows.append(process.submit(loop, settings, pixels, folder, device, seconds).result())
     return rows, ceiling(config, torch.device(device))
 
 
@@ -115,28 +134,29 @@ def resident_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, d
 def our_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, device: str, seconds: float) -> Row:
     """`train.train_epoch`, as a run calls it, moving average included."""
     place = torch.device(device)
-    resident = torch.from_numpy(pixels).to(place)
+    feed = Feed(pixels, np.arange(len(pixels)), config, place, ALONE)
     state = make_state(config, place)
-    images = len(pixels) // config.batch_size * config.batch_size
+    step = make_step(state, config, feed)
+    images = feed.batches * config.batch_size
 
     def epoch() -> int:
-        train_epoch(state, config, resident, tqdm(disable=True), [])
-        state.epoch, state.batch = state.epoch + 1, 0
-        state.sums.zero_()
+        train_epoch(state, config, feed, step, tqdm(disable=True), [])
+        state.epoch, state.batch = 0, 0
+        state.tally.zero_()
         return images
 
-    return _timed("ours", epoch, device, seconds)
+    return _timed("ours", epoch, config, device, seconds)
 
 
 def _measure(
     name: str, batches: Iterator[Tensor], config: TrainConfig, device: str, seconds: float, read_loss: bool
 ) -> Row:
-    model = VAE(config.image_size, config.latent_dim).to(device).train()
+    model = VAE(config.image_size, config.latent_dim, config.preset).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
     def step() -> int:
         image = next(batches).to(device)
-        loss = _loss(model, image, config.latent_dim)
+        loss = _loss(model, image, config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -144,15 +164,16 @@ def _measure(
             loss.item()
         return len(image)
 
-    return _timed(name, step, device, seconds)
+    return _timed(name, step, config, device, seconds)
 
 
-def _loss(model: nn.Module, image: Tensor, latent_dim: int) -> Tensor:
-    reconstruction, mu, logvar = model(image, torch.randn(len(image), latent_dim, device=image.device))
-    return negative_elbo(squared_error(reconstruction, image), kl_divergence(mu, logvar)).mean()
+def _loss(model: nn.Module, image: Tensor, config: TrainConfig) -> Tensor:
+    reconstruction, mu, logvar = model(image, torch.randn(len(image), config.latent_dim, device=image.device))
+    error, kl = squared_error(reconstruction, image), kl_per_latent(mu, logvar)
+    return objective(error, kl, torch.tensor(config.beta, device=image.device), config, image[0].numel())
 
 
-def _timed(name: str, work: Callable[[], int], device: str, seconds: float) -> Row:
+def _timed(name: str, work: Callable[[], int], config: TrainConfig, device: str, seconds: float) -> Row:
     """Call `work`, which says how many images it did, for a while without and then with the clock."""
 
     def run(limit: float) -> float:
@@ -165,54 +186,89 @@ def _timed(name: str, work: Callable[[], int], device: str, seconds: float) -> R
 
     run(_WARM_UP)
     speed = run(seconds)
-    if device.startswith("cuda"):
-        return Row(name, speed, torch.cuda.max_memory_allocated() / 1e6)
-    return Row(name, speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else _peak_memory()
+    return Row(name, config.precision, speed, peak / 1e6)
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process has held so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def ceiling(config: TrainConfig, device: torch.device) -> Ceiling:
-    """Count the model's operations, and time a matrix product of 2048 x 2048."""
-    model = VAE(config.image_size, config.latent_dim).to(device).train()
-    with FlopCounterMode(display=False) as counter:
-        image = torch.zeros(2, 3, config.image_size, config.image_size, device=device)
-        _loss(model, image, config.latent_dim).backward()
-    left, right = torch.randn(2, _MATRIX, _MATRIX, device=device)
-    (left @ right)[0, 0].item()
-    best = float("inf")
-    for _ in range(5):
+    """Count what a step asks for, and measure what the machine gives: a large matrix product and a large copy."""
+    model = VAE(config.image_size, config.latent_dim, config.preset).to(device).train()
+    image = torch.zeros(2, 3, config.image_size, config.image_size, device=device)
+    with FlopCounterMode(display=False) as flop, _ByteCounter() as counter:
+        _loss(model, image, config).backward()
+    speeds = {}
+    for precision in ("float32", "bfloat16"):
+        left, right = torch.randn(2, _MATRIX, _MATRIX, device=device).to(getattr(torch, precision))
+        speeds[precision] = 2 * _MATRIX**3 / _best_time(lambda: left @ right)  # noqa: B023
+    source, target = torch.zeros(2, _COPY // 4, device=device)
+    copied = 2 * _COPY / _best_time(lambda: target.copy_(source))
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return Ceiling(flop.get_total_flops() / 2, (counter.bytes - weights) / 2, speeds, copied)
+
+
+class _ByteCounter(TorchDispatchMode):
+    """Adds up the bytes that operations read and write, each one by itself, views left out."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [item for item in tree_leaves((args, kwargs, result)) if isinstance(item, Tensor)]
+            self.bytes += sum(tensor.nbytes for tensor in tensors)
+        return result
+
+
+def _best_time(work: Callable[[], Tensor]) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(8):
         started = time.perf_counter()
-        (left @ right)[0, 0].item()  # reading one value waits for the device
-        best = min(best, time.perf_counter() - started)
-    return Ceiling(counter.get_total_flops() / 2, 2 * _MATRIX**3 / best)
+        work().flatten()[0].item()  # reading one value waits for the device
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def describe_machine(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """The conditions of a measurement."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     side = config.image_size
     return {
         "preset": config.preset,
         "pictures": f"{side}x{side}",
         "batch": config.batch_size,
-        "on": where,
+        "on": describe_device(device),
         "torch": torch.__version__,
     }
 
 
 def as_table(rows: list[Row], limit: Ceiling, about: dict[str, Any]) -> str:
-    """The rows as a Markdown table under a line that says what was measured."""
+    """The rows as a Markdown table under lines that say what was measured."""
+    products = ", ".join(f"{precision} {speed / 1e9:.0f}" for precision, speed in limit.flop_per_second.items())
     lines = [
         ", ".join(f"{key} {value}" for key, value in about.items()),
-        f"{limit.flop_per_image / 1e6:.1f} MFLOP an image; "
-        f"float32 matrix product {limit.flop_per_second / 1e9:.0f} GFLOP/s",
+        f"an image costs {limit.flop_per_image / 1e6:.1f} MFLOP and, operation by operation in float32, "
+        f"{limit.bytes_per_image / 1e6:.1f} MB of memory traffic; measured here: "
+        f"matrix product, GFLOP/s: {products}; copy {limit.bytes_per_second / 1e9:.1f} GB/s",
         "",
-        "| loop | images/s | ratio | peak memory, MB | share of the matrix product's FLOP/s |",
-        "|---|---|---|---|---|",
+        "| loop | images/s | ratio | peak memory, MB | share of the matrix product | of the copy |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        share = row.images_per_second * limit.flop_per_image / limit.flop_per_second
+        product = row.images_per_second * limit.flop_per_image / limit.flop_per_second[row.precision]
+        copy = row.images_per_second * limit.bytes_per_image / limit.bytes_per_second
         ratio = row.images_per_second / rows[0].images_per_second
         lines.append(
-            f"| {row.name} | {row.images_per_second:.0f} | {ratio:.2f} | {row.peak_megabytes:.0f} | {share:.1%} |"
+            f"| {row.name}, {row.precision} | {row.images_per_second:.0f} | {ratio:.2f} | {row.peak_megabytes:.0f} "
+            f"| {product:.1%} | {copy:.1%} |"
         )
     return "\n".join(lines)

@@ -6,10 +6,12 @@ written under a temporary name, flushed to the disk and renamed, the JSON last: 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from vae_train.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEEP = 3
 """How many of the last checkpoints stay."""
 
@@ -59,16 +61,25 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     record["record_sha256"] = _record_digest(record)
     path = folder / f"step-{checkpoint.step:09d}.json"
     try:
-        _write(path.with_suffix(".safetensors"), data)
-        _write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        write(path.with_suffix(".safetensors"), data)
+        write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: a checkpoint of {len(data) / 1e6:.1f} MB could not be written ({error})"
-        ) from error
+        raise CheckpointError(f"{path}: could not be written ({error}){_room(folder, len(data), error)}") from error
     for old in list(_newest_first(folder))[KEEP:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return path
+
+
+def _room(folder: Path, size: float, error: OSError) -> str:
+    """How much is missing, where a disk is full."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    size, free = size / 1e6, shutil.disk_usage(folder).free / 1e6
+    return (
+        f"; it takes {size:.1f} MB, {free:.1f} MB are free: make {max(0.0, size - free):.1f} MB of room or more, and "
+        "go on with --resume; the checkpoints before it are whole"
+    )
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -112,7 +123,8 @@ def _newest_first(folder: Path) -> Iterator[Path]:
         yield from sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Put a file into its place at once, and onto the disk: a reader finds all of it, or what was there before."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

@@ -14,44 +14,64 @@ from vae_train.data import AVATARS
 from vae_train.errors import UsageError
 
 CONFIG_FILE = "config.json"
-CLASSIC_STRIDE = 32
+STRIDE = 32
 """Five stride-2 convolutions: the side of a picture must be a multiple of 2^5."""
 
 
-def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+PRECISIONS = ("auto", "float32", "bfloat16")
+LIKELIHOODS = ("mse", "gaussian")
+SCHEDULES = ("constant", "cosine")
+
+
+def _number(default: Any, help: str, low: float, high: float) -> Any:
     return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def _choice(default: str, help: str, choices: tuple[str, ...]) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def _other(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The settings that decide what a run computes; where it computes and writes is not among them."""
 
-    data: str = _setting(AVATARS, "avatars, a folder, a .zip or .tar of pictures, or hf:owner/name")
-    preset: str = _setting("classic", "classic: 32x32, five stride-2 convolutions, sum of squared errors")
-    epochs: int = _setting(36, "passes over the training pictures", 1, 1_000_000)
-    image_size: int = _setting(32, "side of the pictures in pixels, a multiple of 32", 32, 512)
-    latent_dim: int = _setting(128, "length of the code z", 1, 4096)
-    batch_size: int = _setting(128, "pictures a step", 2, 65536)
-    learning_rate: float = _setting(1e-3, "of Adam", 1e-8, 1.0)
-    beta: float = _setting(1.0, "weight of the KL divergence", 0.0, 1e6)
-    kl_warmup: int = _setting(200, "steps over which the weight of the KL divergence grows from 0", 0, 10_000_000)
-    ema: float = _setting(
+    data: str = _other(AVATARS, "avatars, a folder, a .zip or .tar of pictures, or hf:owner/name")
+    preset: str = _choice(
+        "classic", "classic: 32x32, five stride-2 convolutions; base: 64x64, residual, sharper", ("classic", "base")
+    )
+    epochs: int = _number(36, "passes over the training pictures", 1, 1_000_000)
+    image_size: int = _number(32, "side of the pictures in pixels, a multiple of 32", 32, 512)
+    latent_dim: int = _number(128, "length of the code z", 1, 4096)
+    batch_size: int = _number(128, "pictures a step, those of all processes together", 2, 65536)
+    learning_rate: float = _number(1e-3, "of Adam", 1e-8, 1.0)
+    schedule: str = _choice("constant", "of the learning rate; cosine: to 0 at the last step", SCHEDULES)
+    warmup: int = _number(0, "steps over which the learning rate grows from 0", 0, 10_000_000)
+    clip: float = _number(0.0, "longest gradient; longer ones are shortened to it; 0: none is", 0.0, 1e9)
+    likelihood: str = _choice(
+        "mse", "of a picture: mse, the sum of squared errors; gaussian, with the variance that fits best", LIKELIHOODS
+    )
+    beta: float = _number(1.0, "weight of the KL divergence", 0.0, 1e6)
+    kl_warmup: int = _number(200, "steps over which the weight of the KL divergence grows from 0", 0, 10_000_000)
+    free_bits: float = _number(0.0, "nats that each latent's KL divergence may have for nothing", 0.0, 100.0)
+    ema: float = _number(
         0.999, "decay of the averaged weights, which are evaluated and exported; 0: no average", 0.0, 0.99999
     )
-    avatars: int = _setting(8000, "faces to draw, for --data avatars", 64, 10_000_000)
-    seed: int = _setting(0, "decides weights, order, noise and avatars", 0, 2**31 - 1)
+    flip: bool = _other(False, "mirror every other picture, anew in each epoch")
+    precision: str = _choice("auto", "of the products; auto: bfloat16 where the processor has it", PRECISIONS)
+    avatars: int = _number(8000, "faces to draw, for --data avatars", 64, 10_000_000)
+    seed: int = _number(0, "decides weights, order, mirroring, noise and avatars", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise UsageError(f"--preset {self.preset}: unknown, this version has {', '.join(PRESETS)}")
         for item in dataclasses.fields(self):
-            low, high, value = item.metadata["low"], item.metadata["high"], getattr(self, item.name)
-            if low is not None and not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"{option(item.name)} {value}: expected {low:g} to {high:g}")
-        if self.image_size % CLASSIC_STRIDE:
+            _check(item, getattr(self, item.name))
+        if self.image_size % STRIDE:
             raise UsageError(
-                f"--image-size {self.image_size}: the classic network halves the side five times, "
-                f"so it must be a multiple of {CLASSIC_STRIDE}, such as 32, 64 or 96"
+                f"--image-size {self.image_size}: the networks halve the side five times, "
+                f"so it must be a multiple of {STRIDE}, such as 32, 64 or 96"
             )
 
     def to_json(self) -> str:
@@ -70,7 +90,31 @@ class TrainConfig:
             raise UsageError(f"{path}: not the settings of a run of this version ({error})") from error
 
 
-PRESETS: dict[str, dict[str, Any]] = {"classic": {}}
+def _check(item: dataclasses.Field[Any], value: Any) -> None:
+    """Raise UsageError unless `value` is one that the setting `item` may have."""
+    if "low" in item.metadata:
+        low, high = item.metadata["low"], item.metadata["high"]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise UsageError(f"{option(item.name)} {value}: expected {low:g} to {high:g}")
+    elif "choices" in item.metadata and value not in item.metadata["choices"]:
+        raise UsageError(f"{option(item.name)} {value}: expected {' or '.join(item.metadata['choices'])}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "classic": {},
+    "base": {
+        "image_size": 64,
+        "latent_dim": 384,
+        "epochs": 60,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "schedule": "cosine",
+        "warmup": 200,
+        "clip": 1000.0,
+        "likelihood": "gaussian",
+        "flip": True,
+    },
+}
 """What each preset sets apart from the defaults of TrainConfig, which are the classic write-up's."""
 
 
@@ -91,11 +135,16 @@ def resumed_config(run: Path, given: dict[str, Any]) -> TrainConfig:
     differing = [
         f"{option(name)} {value} (the run has {getattr(saved, name)})"
         for name, value in given.items()
-        if name != "epochs" and value != getattr(saved, name)
+        if name != "epochs" and value not in (getattr(saved, name), "auto")
     ]
     if differing:
         raise UsageError(f"--resume: {run} was made with other settings: {', '.join(differing)}")
     epochs = given.get("epochs", saved.epochs)
     if epochs < saved.epochs:
         raise UsageError(f"--epochs {epochs}: the run was made for {saved.epochs}, it can only be given more")
+    if epochs > saved.epochs and saved.schedule == "cosine":
+        raise UsageError(
+            f"--epochs {epochs}: with the cosine schedule the number of epochs decides each step's learning rate, "
+            "so this run cannot be given more; start a new one"
+        )
     return dataclasses.replace(saved, epochs=epochs)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -408,36 +409,49 @@ def _draw_into(sink: _Sink, count: int, image_size: int, seed: int) -> None:
 def _cached(name: str, digest: str, image_size: int, fill: Callable[[_Sink], None]) -> Faces:
     """The cache entry of this content and size, filled first if it is not there yet."""
     folder = cache_folder() / f"{digest[:32]}-{image_size}-v{_CACHE_FORMAT}"
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError):
         return _open_cache(folder, name, digest, image_size)
-    except (OSError, ValueError, KeyError):
+    with _cache_lock(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # another process has filled it meanwhile
+            return _open_cache(folder, name, digest, image_size)
         shutil.rmtree(folder, ignore_errors=True)
-    # Filled beside its place and renamed: a reader finds a whole entry or none, and two runs may fill it at once.
+        # Filled beside its place and renamed: a reader finds a whole entry or none.
+        temporary = Path(tempfile.mkdtemp(prefix=".filling-", dir=folder.parent))
+        try:
+            sink = _Sink(temporary)
+            with sink.file:
+                fill(sink)
+            np.save(temporary / "keys.npy", np.frombuffer(b"".join(sink.keys), np.uint8).reshape(-1, 32))
+            meta = {"count": len(sink.keys), "labels": sink.labels, "unreadable": sink.unreadable, "stray": sink.stray}
+            (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return _open_cache(folder, name, digest, image_size)
+
+
+@contextlib.contextmanager
+def _cache_lock(folder: Path) -> Iterator[None]:
+    """Fill a cache entry alone: of processes that train together, one decodes and the others wait for it."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".filling-", dir=folder.parent))
+        lock.acquire()
     except OSError as error:
         raise DataError(
             f"{folder.parent}: the cache cannot be written ({error.strerror}); set ANIME_VAE_CACHE to a folder that can"
         ) from error
     try:
-        sink = _Sink(temporary)
-        with sink.file:
-            fill(sink)
-        np.save(temporary / "keys.npy", np.frombuffer(b"".join(sink.keys), np.uint8).reshape(-1, 32))
-        meta = {"count": len(sink.keys), "labels": sink.labels, "unreadable": sink.unreadable, "stray": sink.stray}
-        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        with contextlib.suppress(OSError):  # another run was faster with the same content
-            temporary.rename(folder)
-        return _open_cache(folder, name, digest, image_size)
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
 
 
 def _open_cache(folder: Path, name: str, digest: str, image_size: int) -> Faces:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     shape = (meta["count"], 3, image_size, image_size)
-    pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=shape)
+    # "c": what is written stays in memory; torch warns of arrays that are read-only.
+    pixels = np.memmap(folder / "pixels.u8", np.uint8, "c", shape=shape)
     keys = np.load(folder / "keys.npy", allow_pickle=False)
     if len(keys) != len(pixels) or (folder / "pixels.u8").stat().st_size != pixels.nbytes:
         raise ValueError("the files of this cache entry do not belong together")

@@ -19,12 +19,21 @@ from tqdm import tqdm
 
 from vae_runtime import model as runtime
 from vae_runtime.config import ENCODER_FILE
+from vae_runtime.prior import Prior
 from vae_train.data import Faces, load_faces
 from vae_train.errors import DataError
 from vae_train.export import find_run, load_run
-from vae_train.losses import bits_per_dim, kl_per_latent, squared_error
+from vae_train.losses import (
+    bits_per_dim,
+    gaussian_nll,
+    kl_per_latent,
+    optimal_variance,
+    reconstruction_nats,
+    squared_error,
+)
 from vae_train.metrics import active_units, importance_bound, psnr, sliced_wasserstein, ssim
 from vae_train.model import reparameterize
+from vae_train.restore import NOISE, draw, psnrs, restore
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -46,6 +55,7 @@ class Autoencoder:
     name: str
     image_size: int
     latent_dim: int
+    likelihood: str
     beta: float
     data_sha256: str
     """Digest of the source that it was trained on."""
@@ -53,6 +63,8 @@ class Autoencoder:
     """(n, 3, S, S) in [0, 1] -> mu, logvar"""
     decode: Callable[[Floats], Floats]
     """z (n, latent_dim) -> (n, 3, S, S) in [0, 1]"""
+    prior: Prior | None = None
+    """The fitted one of an export; None for N(0, I)."""
 
 
 def check_model(path: Path) -> None:
@@ -79,7 +91,9 @@ def open_model(path: Path, device: torch.device) -> Autoencoder:
         return image
 
     data = saved.state["data"]["sha256"]
-    return Autoencoder(path.name, config.image_size, config.latent_dim, config.beta, data, encode, decode)
+    return Autoencoder(
+        path.name, config.image_size, config.latent_dim, config.likelihood, config.beta, data, encode, decode
+    )
 
 
 def _open_exported(path: Path, device: torch.device) -> Autoencoder:
@@ -94,7 +108,8 @@ def _open_exported(path: Path, device: torch.device) -> Autoencoder:
         return player.decoder.run(z)[0]
 
     data = config.training_data.sha256
-    return Autoencoder(config.name, config.image_size, config.latent_dim, config.beta, data, encode, decode)
+    about = (config.name, config.image_size, config.latent_dim, config.likelihood, config.beta)
+    return Autoencoder(*about, data, encode, decode, player.prior if config.prior else None)
 
 
 def pictures_of(model: Autoencoder, source: str) -> tuple[Faces, NDArray[np.uint8], str]:
@@ -111,16 +126,18 @@ def pictures_of(model: Autoencoder, source: str) -> tuple[Faces, NDArray[np.uint
 def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
     """The figures of `model` on pictures (n, 3, S, S), n >= 2, as plain numbers.
 
-    negative_elbo, reconstruction, kl: nats per image, of one draw of z. importance_bound: the same likelihood, K = 64,
-    over `importance_images` pictures, to be compared with negative_elbo at beta = 1. bits_per_dim: see `losses`. psnr
+    negative_elbo, reconstruction, kl: nats per image, of one draw of z, under the model's likelihood; the variance of
+    a gaussian one is fitted on these pictures. importance_bound: the same, K = 64, over `importance_images` pictures,
+    to be compared with negative_elbo at beta = 1. squared_error: its sum. bits_per_dim: see `losses`. psnr
     (dB) and ssim: of decode(mu), means over the pictures. active_units: latents whose mu varies by more than 0.01
     (Burda et al. 2016). kl_per_latent: nats. swd_*: sliced Wasserstein distance x 1000, the mean over the pyramid, of
-    prior samples and of reconstructions to the pictures, and of one half of the pictures to the other.
+    samples (z from N(0, I); prior_samples: from the fitted prior, where there is one) and of reconstructions to the
+    pictures, and of one half of the pictures to the other.
     """
     if len(pixels) < 2:
         raise DataError(f"{len(pixels)} pictures to measure on, at least 2 are needed")
     rng = np.random.default_rng(_SEED)
-    errors, kls, mus, psnrs, ssims, bounds, rebuilt = [], [], [], [], [], [], []
+    errors, kls, mus, psnrs, ssims, weighed, rebuilt = [], [], [], [], [], [], []
     bounded = 0
     for start in tqdm(range(0, len(pixels), _BATCH), desc=f"evaluating {model.name}", unit="batch"):
         image = pixels[start : start + _BATCH].astype(np.float32) / np.float32(255)
@@ -135,17 +152,26 @@ def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         rebuilt.append(_to_uint8(mean_image))
         if take := min(len(image), BOUND_IMAGES - bounded):
             draws = [_draw(model, mu[:take], logvar[:take], rng) for _ in range(SAMPLES)]
-            likelihoods = torch.stack([squared_error(decoded, target[:take]) for _, decoded in draws])
-            bounds.append(importance_bound(likelihoods, torch.stack([z for z, _ in draws]), mu[:take], logvar[:take]))
+            squared = torch.stack([squared_error(decoded, target[:take]) for _, decoded in draws])
+            weighed.append((squared, torch.stack([z for z, _ in draws]), mu[:take], logvar[:take]))
             bounded += take
     per_latent = torch.cat(kls).double().mean(0)
-    error, kl = torch.cat(errors).double().mean().item(), per_latent.sum().item()
+    error, kl = torch.cat(errors).double().mean(), per_latent.sum().item()
+    reconstruction = reconstruction_nats(model.likelihood, error.item(), pixels[0].size)
+    variance = optimal_variance(error, pixels[0].size)
+    bounds = [
+        importance_bound(
+            squared if model.likelihood == "mse" else gaussian_nll(squared, variance, pixels[0].size), z, mu, logvar
+        )
+        for squared, z, mu, logvar in weighed
+    ]
     return {
         "images": len(pixels),
-        "negative_elbo": error + model.beta * kl,
-        "reconstruction": error,
+        "negative_elbo": reconstruction + model.beta * kl,
+        "reconstruction": reconstruction,
         "kl": kl,
-        "bits_per_dim": bits_per_dim(error, kl, pixels[0].size),
+        "squared_error": error.item(),
+        "bits_per_dim": bits_per_dim(error.item(), kl, pixels[0].size),
         "importance_bound": torch.cat(bounds).double().mean().item(),
         "importance_images": bounded,
         "psnr": torch.cat(psnrs).double().mean().item(),
@@ -154,6 +180,18 @@ def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         **_distances(model, torch.from_numpy(np.ascontiguousarray(pixels)), torch.cat(rebuilt), rng),
         "kl_per_latent": [round(value, 6) for value in per_latent.tolist()],
     }
+
+
+def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = None) -> dict[str, float]:
+    """PSNR in dB of pictures (n, 3, S, S) inverted, inpainted, denoised and upscaled by an export, and of its rivals.
+
+    See `restore`. figure: where to draw them.
+    """
+    with runtime.VAE.load(folder, device="cpu") as vae:
+        pictures = restore(vae, np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+        if figure is not None:
+            draw(pictures, figure, f"{vae.config.name}, a quarter hidden, noise {NOISE:g}, drawn by ONNX Runtime")
+    return {f"psnr of {name}": value for name, value in psnrs(pictures).items()}
 
 
 def _draw(model: Autoencoder, mu: Tensor, logvar: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -168,11 +206,17 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 def _distances(model: Autoencoder, real: Tensor, rebuilt: Tensor, rng: np.random.Generator) -> dict[str, float]:
     count = min(len(real), COMPARED_IMAGES)
-    parts = np.array_split(rng.standard_normal((count, model.latent_dim), dtype=np.float32), -(-count // _BATCH))
-    samples = torch.cat([_to_uint8(torch.from_numpy(model.decode(part))) for part in parts])
+    parts = -(-count // _BATCH)
+    priors = {"samples": Prior.standard(model.latent_dim)}
+    if model.prior:
+        priors["prior_samples"] = model.prior
+    drawn = {
+        f"swd_{name}": torch.cat([_to_uint8(torch.from_numpy(model.decode(part))) for part in np.array_split(z, parts)])
+        for name, z in ((name, prior.sample(count, rng)) for name, prior in priors.items())
+    }
     half = count // 2
     pairs = {
-        "swd_samples": (samples, real[:count]),
+        **{name: (samples, real[:count]) for name, samples in drawn.items()},
         "swd_reconstructions": (rebuilt[:count], real[:count]),
         "swd_real_halves": (real[:half], real[half : 2 * half]),
     }
@@ -184,13 +228,39 @@ def as_table(figures: dict[str, Any], title: str) -> str:
     units = {"negative_elbo": "nats", "reconstruction": "nats", "kl": "nats", "importance_bound": "nats", "psnr": "dB"}
     width = max(map(len, figures)) + 2
     lines = [
-        f"{name:<{width}}{value:>10.4f} {units.get(name, '')}".rstrip()
+        f"{name:<{width}}{value:>10.4f} {units.get(name.split(' of ')[0], '')}".rstrip()
         if isinstance(value, float)
         else f"{name:<{width}}{value:>10}"
         for name, value in figures.items()
         if name != "kl_per_latent"
     ]
     return "\n".join([title, *lines])
+
+
+def card_chapter(figures: dict[str, Any], source: str, which: str) -> str:
+    """The figures as a chapter of a model card."""
+    rows = [
+        ("bits per dimension", "bits_per_dim", "{:.3f}"),
+        ("negative ELBO, nats", "negative_elbo", "{:.1f}"),
+        ("of it the KL divergence, nats", "kl", "{:.1f}"),
+        ("importance-weighted bound, nats", "importance_bound", "{:.1f}"),
+        ("PSNR of decode(mu), dB", "psnr", "{:.2f}"),
+        ("SSIM of decode(mu)", "ssim", "{:.3f}"),
+        ("active units", "active_units", "{:d}"),
+        ("SWD x 1000, samples from N(0, I)", "swd_samples", "{:.1f}"),
+        ("SWD x 1000, samples from the fitted prior", "swd_prior_samples", "{:.1f}"),
+        ("SWD x 1000, reconstructions", "swd_reconstructions", "{:.1f}"),
+        ("SWD x 1000, one half of the pictures to the other", "swd_real_halves", "{:.1f}"),
+    ]
+    lines = [f"| {name} | {form.format(figures[key])} |" for name, key, form in rows if key in figures]
+    table = "\n".join(["| | |", "|---|---|", *lines])
+    return f"""## Measured on the exported graphs
+
+{figures["images"]} pictures of `{source}` ({which}), through ONNX Runtime. SWD is the sliced Wasserstein distance of
+Laplacian-pyramid patches (Karras et al. 2018); the bound is over {figures["importance_images"]} of the pictures, with
+{SAMPLES} draws of z each (Burda et al. 2016).
+
+{table}"""
 
 
 def save_json(figures: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run becomes encoder.onnx, decoder.onnx, config.json and a model card, all at once or not at all.
+"""A run becomes encoder.onnx, decoder.onnx, inverse.onnx, config.json and a model card, all at once or not at all.
 
 The graphs are compared with the torch model through vae_runtime, the way a user will run them, before anything is put
 into place. The same weights give the same bytes: nothing of the machine, the moment or the exporter's notes stays in.
@@ -6,7 +6,6 @@ into place. The same weights give the same bytes: nothing of the machine, the mo
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -17,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,54 @@ import onnx
 import torch
 from torch import nn
 
+from vae_runtime import golden
 from vae_runtime import model as runtime
-from vae_runtime.config import CONFIG_FILE, DECODER_FILE, ENCODER_FILE, FORMAT_VERSION, ModelConfig, TrainingData
+from vae_runtime.card import CARD_FILE
+from vae_runtime.config import (
+    CONFIG_FILE,
+    DECODER_FILE,
+    ENCODER_FILE,
+    FORMAT_VERSION,
+    INVERSE_FILE,
+    VARIANTS,
+    ModelConfig,
+    TrainingData,
+    graph_files,
+)
+from vae_runtime.errors import VAEError
+from vae_runtime.model import Variant
+from vae_runtime.neighbours import NEIGHBOURS_FILE, Neighbours
 from vae_train import checkpoint
+from vae_train.card import CARD_FIGURES, model_card, training_time
 from vae_train.checkpoint import Checkpoint
 from vae_train.config import CONFIG_FILE as RUN_CONFIG_FILE
-from vae_train.config import TrainConfig, option
-from vae_train.data import AVATARS
+from vae_train.config import TrainConfig
+from vae_train.data import AVATARS, Faces, load_faces
 from vae_train.errors import CheckpointError, ExportError, UsageError
+from vae_train.figures import draw_card
+from vae_train.inverse import write_inverse
+from vae_train.log import read_metrics
 from vae_train.model import VAE
-from vae_train.train import CHECKPOINTS, load_weights, read_metrics
+from vae_train.posterior import encode, learn
+from vae_train.state import CHECKPOINTS, load_weights
 
 OPSET = 20
 """From 22 on, ConvTranspose leaves the GPU in WebGPU and in older CUDA providers."""
 TOLERANCE = 1e-5
 """Largest absolute difference between torch and vae_runtime that is published."""
-CARD_FILE = "README.md"
+PRIOR_FILE = "prior.npz"
+DIRECTIONS_FILE = "directions.npz"
+
+KNOWN_FACES = 400
+"""Avatars whose codes are shipped."""
 
 _BATCHES = (1, 2, 5)
-_OUR_FILES = {ENCODER_FILE, DECODER_FILE, CONFIG_FILE, CARD_FILE}
+_OUR_FILES = {
+    *(ENCODER_FILE, DECODER_FILE, INVERSE_FILE, PRIOR_FILE, DIRECTIONS_FILE, NEIGHBOURS_FILE),
+    *(golden.GOLDEN_FILE, CONFIG_FILE, CARD_FILE),
+    *CARD_FIGURES,
+    *(file for variant in VARIANTS for file in graph_files(variant)),
+}
 
 
 def check_target(out: Path) -> None:
@@ -80,20 +108,31 @@ def load_run(source: Path) -> tuple[TrainConfig, Checkpoint, VAE]:
     """The settings, the checkpoint and the averaged network, ready to be used, of a run or of one checkpoint."""
     config = TrainConfig.load(find_run(source))
     saved = load_checkpoint(source)
-    model = VAE(config.image_size, config.latent_dim).eval()
+    model = VAE(config.image_size, config.latent_dim, config.preset).eval()
     load_weights(model, saved)
     return config, saved, model
 
 
-def export(source: Path, out: Path, name: str | None = None) -> ModelConfig:
+def export(
+    source: Path,
+    out: Path,
+    name: str | None = None,
+    faces: Faces | None = None,
+    variants: Sequence[Variant] = (),
+) -> ModelConfig:
     """Export a run or one of its checkpoints into the folder `out`, and return its config.
 
-    name: the model's; from the source of its pictures and their size if not given. Raises UsageError, CheckpointError,
-    or ExportError when the graphs differ from the model by more than `TOLERANCE`; `out` is then as it was before.
+    name: the model's; from the source of its pictures and their size if not given. faces: the source that it was
+    trained on, if it is at hand; without it the prior stays N(0, I), and there are no directions.
+    variants: smaller graphs to make; see `vae_train.variants`. They need `faces`.
+    Raises UsageError, CheckpointError, or ExportError when the graphs differ from the model by more than `TOLERANCE`;
+    `out` is then as it was before.
     """
     out = out.absolute()
     check_target(out)
     run = find_run(source)
+    if variants and faces is None:
+        raise UsageError("--variants: needs the pictures of the run; --data says where they are")
     config, saved, model = load_run(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
@@ -101,16 +140,29 @@ def export(source: Path, out: Path, name: str | None = None) -> ModelConfig:
         folder.mkdir()
         described = _describe(config, saved, model, run, name)
         files = write_graphs(model, described, folder)
-        model_config = ModelConfig(**described, files=files)
+        beside: dict[str, Any] = write_learned(model, saved, faces, folder) if faces else {}
+        learned = [*beside.values(), *(write_neighbours(model, config, faces, folder) if faces else [])]
+        files |= {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in learned}
+        model_config = ModelConfig(**described, **beside, files=files)
         model_config.save(folder)
-        (folder / CARD_FILE).write_text(model_card(model_config, config), encoding="utf-8")
         check_parity(model, folder)
-        _move_into_place(folder, out, Path(temporary) / "replaced")
+        model_config = golden.write(folder)
+        draw_card(folder)
+        spent = training_time(_records(run, saved), model_config.training_data.count)
+        (folder / CARD_FILE).write_text(model_card(model_config, config, folder, spent), encoding="utf-8")
+        if variants:
+            from vae_train.variants import as_table, write_variants  # it builds on this module
+
+            assert faces is not None  # looked at above
+            if costs := write_variants(folder, faces, variants):
+                print(as_table(costs))
+            model_config = ModelConfig.load(folder)
+        move_into_place(folder, out, Path(temporary) / "replaced")
     return model_config
 
 
 def write_graphs(model: VAE, described: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Write both graphs into `folder`; return the SHA-256 of each by file name."""
+    """Write the graphs into `folder`; return the SHA-256 of each by file name."""
     size, dim = model.image_size, model.latent_dim
     parts: list[tuple[str, nn.Module, torch.Tensor, str, list[str]]] = [
         (ENCODER_FILE, model.encoder, torch.zeros(2, 3, size, size), "image", ["mu", "logvar"]),
@@ -129,7 +181,43 @@ def write_graphs(model: VAE, described: dict[str, Any], folder: Path) -> dict[st
         data = graph.SerializeToString(deterministic=True)
         (folder / file).write_bytes(data)
         digests[file] = hashlib.sha256(data).hexdigest()
-    return digests
+    return digests | {INVERSE_FILE: write_inverse(folder)}
+
+
+def write_learned(model: VAE, saved: Checkpoint, faces: Faces, folder: Path) -> dict[str, str]:
+    """Write the prior and the directions into `folder`; return the name of each file by its field of config.json."""
+    if faces.sha256 != saved.state["data"]["sha256"]:
+        raise UsageError(f"{faces.name}: not the pictures that the run was trained on")
+    prior, directions, scores = learn(model, faces)
+    shown = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())
+    print(f"prior: log density of held-out codes in nats, by components: {shown}", file=sys.stderr)
+    directions.save(folder / DIRECTIONS_FILE)
+    if prior.scales is None:
+        return {"directions": DIRECTIONS_FILE}
+    prior.save(folder / PRIOR_FILE)
+    return {"prior": PRIOR_FILE, "directions": DIRECTIONS_FILE}
+
+
+def write_neighbours(model: VAE, config: TrainConfig, faces: Faces, folder: Path) -> list[str]:
+    """Write the codes of the first `KNOWN_FACES` pictures into `folder` if they may be shown, and name the file."""
+    if faces.name != AVATARS:
+        return []
+    mu = encode(model, faces.pixels[:KNOWN_FACES]).mu
+    names = tuple(f"{AVATARS}/{config.seed}/{index}" for index in range(len(mu)))
+    Neighbours(names, mu).save(folder / NEIGHBOURS_FILE)
+    return [NEIGHBOURS_FILE]
+
+
+def source_of(run: Path, data: str | None = None) -> Faces | None:
+    """The pictures that a run was trained on, from its own source or from where they lie now; None if they are gone."""
+    config = TrainConfig.load(find_run(run))
+    try:
+        return load_faces(data or config.data, config.image_size, config.avatars, config.seed)
+    except VAEError as error:
+        if data:
+            raise
+        print(f"warning: {error}; the prior stays N(0, I); --data says where the pictures are", file=sys.stderr)
+        return None
 
 
 def to_onnx(part: nn.Module, example: torch.Tensor, entry: str, exits: list[str]) -> onnx.ModelProto:
@@ -166,7 +254,10 @@ def strip(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_parity(model: VAE, folder: Path) -> float:
-    """Largest absolute difference between `model` and the graphs in `folder`; ExportError above `TOLERANCE`."""
+    """Largest absolute difference between `model` and the graphs in `folder`; ExportError above `TOLERANCE`.
+
+    inverse.onnx is compared, too: see `check_gradient`.
+    """
     size, dim = model.image_size, model.latent_dim
     vae = runtime.VAE.load(folder, device="cpu")
     rng = np.random.default_rng(0)
@@ -185,15 +276,47 @@ def check_parity(model: VAE, folder: Path) -> float:
                     f"more than {TOLERANCE:g}; nothing was published"
                 )
             worst = max(worst, difference)
+    check_gradient(model, vae)
     return worst
+
+
+def check_gradient(model: VAE, vae: runtime.VAE) -> float:
+    """Largest difference of inverse.onnx from torch's autograd, as a share of the largest number.
+
+    ExportError above `TOLERANCE`.
+    """
+    rng, size, worst = np.random.default_rng(1), model.image_size, 0.0
+    for batch in _BATCHES:
+        z = rng.standard_normal((batch, model.latent_dim), dtype=np.float32)
+        image = rng.random((batch, 3, size, size), dtype=np.float32)
+        weight = rng.random((batch, 1, size, size), dtype=np.float32)
+        code = torch.from_numpy(z).requires_grad_()
+        squares = torch.from_numpy(weight) * (model.decoder(code) - torch.from_numpy(image)).square()
+        loss = squares.flatten(1).sum(1)
+        (gradient,) = torch.autograd.grad(loss.sum(), code)
+        got = vae.inverse.run(z, image, weight)
+        for name, expected, found in zip(("loss", "gradient"), (loss.detach(), gradient), got, strict=True):
+            difference = float(np.abs(expected.numpy() - found).max() / np.abs(expected.numpy()).max())
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"{name} of {INVERSE_FILE} at batch {batch}: torch and ONNX Runtime differ by {difference:.2g} of "
+                    f"its size, more than {TOLERANCE:g}; nothing was published"
+                )
+            worst = max(worst, difference)
+    return worst
+
+
+def _records(run: Path, saved: Checkpoint) -> list[dict[str, Any]]:
+    """The lines of the run's metrics.jsonl up to a checkpoint."""
+    return [record for record in read_metrics(run) if record["epoch"] <= saved.state["epoch"]]
 
 
 def _describe(config: TrainConfig, saved: Checkpoint, model: VAE, run: Path, name: str | None) -> dict[str, Any]:
     """The fields of ModelConfig, all but the digests of the files."""
-    records = [record for record in read_metrics(run) if record["epoch"] <= saved.state["epoch"]]
+    records = _records(run, saved)
     held_out = {key: float(value) for key, value in (records or [{}])[-1].items() if key.startswith("held_out_")}
     # Without a finished epoch nothing is measured: the deviation of pixels around grey, 1/2, is all that is known.
-    error = held_out.get("held_out_reconstruction", 0.25 * 3 * config.image_size**2)
+    error = held_out.get("held_out_squared_error", 0.25 * 3 * config.image_size**2)
     source = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(saved.state["data"]["name"].removeprefix("hf:")).stem).strip("-_")
     return {
         "name": name or f"{source[:50] or 'vae'}-{config.image_size}",
@@ -201,7 +324,7 @@ def _describe(config: TrainConfig, saved: Checkpoint, model: VAE, run: Path, nam
         "latent_dim": config.latent_dim,
         "opset": OPSET,
         "preset": config.preset,
-        "likelihood": "mse",
+        "likelihood": config.likelihood,
         "beta": config.beta,
         "sigma": round(math.sqrt(error / (3 * config.image_size**2)), 6),
         "training_data": TrainingData(**saved.state["data"]),
@@ -220,60 +343,7 @@ def model_id(model: VAE) -> str:
     return digest.hexdigest()[:16]
 
 
-def model_card(config: ModelConfig, trained: TrainConfig) -> str:
-    """README.md of an export: a Hugging Face model card."""
-    data, size = config.training_data, config.image_size
-    settings = {item.name: getattr(trained, item.name) for item in dataclasses.fields(trained)} | {"data": data.name}
-    shown = {"data", "epochs", "seed"} | {key for key in settings if settings[key] != getattr(TrainConfig, key)}
-    command = " ".join(f"{option(key)} {value}" for key, value in settings.items() if key in shown)
-    licence = (
-        "The faces were drawn by python_avatars (MIT) and are free to use."
-        if data.name == AVATARS
-        else "The pictures belong to their makers; the licence of this source is not stated."
-    )
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value:g} |" for key, value in config.metrics.items())
-    return f"""---
-license: mit
-library_name: anime-vae
-pipeline_tag: unconditional-image-generation
-tags: [vae, onnx, onnxruntime, faces]
----
-
-# {config.name}
-
-A convolutional variational autoencoder for {size}x{size} faces, as two ONNX graphs (opset {config.opset}):
-`encoder.onnx` (image -> mu, logvar) and `decoder.onnx` (z -> image), with z of {config.latent_dim} numbers.
-
-```python
-from vae_runtime import VAE
-
-vae = VAE.load("path/of/this/folder")
-faces = vae.sample(16, rng=0)
-```
-
-## Training
-
-{data.count} faces of `{data.name}` (content {data.sha256[:16]}), preset `{config.preset}`, likelihood
-`{config.likelihood}`, beta {config.beta:g}, model id `{config.model_id}`. Made by `python -m vae_train {command}`.
-{licence} The weights are under the MIT licence.
-
-## Figures
-
-On the held-out 5 % of the same source, at the end of training. The negative ELBO is in nats per image (sum of squared
-errors plus KL), bits per dimension and PSNR as defined in the project's README.
-
-| | |
-|---|---|
-{rows}
-
-## Limits
-
-It knows faces like those it was trained on, cut and centred as they were. Its pictures are averages of what the code
-leaves open, so fine detail is soft. It is a toy for pictures and no means to recognise or to judge people.
-"""
-
-
-def _move_into_place(folder: Path, out: Path, replaced: Path) -> None:
+def move_into_place(folder: Path, out: Path, replaced: Path) -> None:
     """Rename `folder` to `out`; an export that lies there already is put back if that fails."""
     folder.chmod(0o777 & ~_umask())
     try:

@@ -32,6 +32,8 @@ _SHOWN = 40
 _FACE = 96  # screen pixels that a face takes at least: small ones are enlarged by a whole number, so they stay sharp
 _COLUMNS = 10
 _PAIRS = 6
+_CARD_SEED = 1_000_003  # of the avatars on a card: nobody trains with it by chance
+_STRENGTHS = np.linspace(-3, 3, 9)
 _MARGIN = 14
 _GAP = 4
 _INK, _GREY = (34, 34, 34), (120, 120, 120)
@@ -75,6 +77,41 @@ def draw_exported(run: Path, exported: Path, faces: Faces) -> None:
     draw_faces(run / FIGURES, images, lambda pictures: vae.encode(pictures)[0], vae.decode, caption)
 
 
+def draw_card(folder: Path) -> None:
+    """The pictures of a model card into the exported model `folder`: samples, interpolations, reconstructions, edits.
+
+    No picture of the training data is among them: what is reconstructed are avatars of a seed of their own, and all
+    else begins with a sample.
+    """
+    from vae_train.avatars import draw_many  # imports its drawing libraries, which the training itself does without
+
+    vae = VAE.load(folder, device="cpu")
+    z = vae.prior.sample(_SHOWN, rng=0)
+    caption = f"{vae.config.name}, drawn by ONNX Runtime"
+    _sheet(folder / "samples.png", vae.decode(z), _COLUMNS, "Faces drawn from the prior", caption)
+
+    ways = [vae.decode(interpolate(z[2 * i], z[2 * i + 1], _COLUMNS)) for i in range(_PAIRS)]
+    _sheet(folder / "interpolations.png", np.concatenate(ways), _COLUMNS, "From one sample to another", caption)
+
+    avatars = np.stack([face for face, _ in draw_many(_COLUMNS, vae.image_size, _CARD_SEED, processes=1)])
+    rows = np.concatenate([avatars, vae.reconstruct(avatars)])
+    labels = ["original", "decode(mu)"]
+    _sheet(folder / "reconstructions.png", rows, _COLUMNS, "Avatars, never trained on", caption, labels)
+
+    names = shown_directions(vae)
+    rows = np.concatenate(
+        [vae.decode(z[row] + _STRENGTHS[:, None] * vae.direction(name)) for row, name in enumerate(names)]
+    )
+    title = f"Edits, from {_STRENGTHS[0]:g} to {_STRENGTHS[-1]:g} standard deviations"
+    _sheet(folder / "edits.png", rows, len(_STRENGTHS), title, caption, names)
+
+
+def shown_directions(vae: VAE) -> list[str]:
+    """Up to eight directions of a model: named attributes before principal ones, single latents if it has none."""
+    names = vae.directions.names if vae.directions else tuple(f"z{index}" for index in range(min(8, vae.latent_dim)))
+    return sorted(names, key=lambda name: name.startswith("pca-"))[:8]
+
+
 def draw_curve(folder: Path, history: list[dict[str, Any]], caption: str) -> None:
     """training_curve.png: the negative ELBO by epoch, train and held-out. history: the lines of metrics.jsonl."""
     if not history:
@@ -96,6 +133,12 @@ def draw_curve(folder: Path, history: list[dict[str, Any]], caption: str) -> Non
     axes.legend(frameon=False)
     canvas.draw()
     save_png(np.asarray(canvas.buffer_rgba())[..., :3].copy(), folder / "training_curve.png")
+
+
+def draw_rows(path: Path, rows: dict[str, Pixels], title: str, caption: str) -> None:
+    """Pictures (n, S, S, 3), of the same n for each row, one below the other, each row with its name."""
+    columns = max(map(len, rows.values()))
+    _sheet(path, np.concatenate(list(rows.values())), columns, title, caption, list(rows))
 
 
 def _fill(images: Pixels, count: int) -> Pixels:

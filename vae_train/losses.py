@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from vae_runtime.latent import LOGVAR_RANGE
+
+ROUNDING_VARIANCE = (1 / 255) ** 2 / 12
+"""Of 8-bit pixels around the colours that they stand for: no likelihood can be sharper."""
 
 
 def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
@@ -20,6 +24,32 @@ def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
     It is -log N(image | reconstruction, I / 2) without its constant: the classic write-up's likelihood.
     """
     return (reconstruction - image).square().flatten(1).sum(1)
+
+
+def optimal_variance(squared_error: Tensor, dimensions: int) -> Tensor:
+    """The variance of a pixel around its reconstruction that fits best: mean `squared_error` / D, both scalars.
+
+    No gradient flows through it. Rybkin, Daniilidis, Levine, "Simple and effective VAE training
+    with calibrated decoders" (2021), section 4.1.
+    """
+    return (squared_error.detach() / dimensions).clamp_min(ROUNDING_VARIANCE)
+
+
+def gaussian_nll(squared_error: Tensor, variance: Tensor, dimensions: int) -> Tensor:
+    """(n,), a scalar -> (n,): -log N(image | reconstruction, variance I), D = `dimensions` numbers an image.
+
+    At the optimal variance its mean is D/2 log(2 pi e variance), and its gradient that of D/2 log(squared_error): the
+    sigma-VAE (Rybkin, Daniilidis, Levine 2021, equation 4), in which no beta has to be tuned.
+    """
+    return squared_error / (2 * variance) + dimensions / 2 * torch.log(2 * math.pi * variance)
+
+
+def reconstruction_nats(likelihood: str, squared_error: float, dimensions: int) -> float:
+    """The reconstruction part in nats per image, from the mean sum of squared errors; "mse" or "gaussian"."""
+    if likelihood == "mse":
+        return squared_error
+    variance = max(squared_error / dimensions, ROUNDING_VARIANCE)
+    return squared_error / (2 * variance) + dimensions / 2 * math.log(2 * math.pi * variance)
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -33,18 +63,20 @@ def kl_per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (logvar.exp() + mu.square() - 1 - logvar)
 
 
-def negative_elbo(reconstruction: Tensor, kl: Tensor, beta: float = 1.0) -> Tensor:
+def with_free_bits(kl: Tensor, mean: Tensor, free: float) -> Tensor:
+    """(n, latent_dim), (latent_dim,) -> (n,): the KL term with `free` nats for nothing in each latent.
+
+    kl: of `kl_per_latent`. mean: of its columns over the whole batch. The mean of the result is
+    sum_j max(free, mean_j): Kingma et al., "Improved variational inference with inverse autoregressive flow" (2016),
+    equation 15.
+    """
+    paid = mean.detach() > free
+    return (kl * paid).sum(1) + free * (~paid).sum()
+
+
+def negative_elbo(reconstruction: Tensor, kl: Tensor, beta: Tensor | float = 1.0) -> Tensor:
     """(n,) twice -> (n,): reconstruction + beta * KL (Higgins et al., "beta-VAE", 2017; beta = 1 is the bound)."""
     return reconstruction + beta * kl
-
-
-def kl_weight(step: int, warmup: int) -> float:
-    """Share of beta at a step, counted from 0: it grows evenly to 1 over the first `warmup` steps.
-
-    Bowman et al., "Generating sentences from a continuous space" (2016), section 3.1. Without it the first steps
-    silence latents that the decoder has not learned to use yet.
-    """
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
 def bits_per_dim(squared_error: float, kl: float, dimensions: int) -> float:
@@ -54,5 +86,5 @@ def bits_per_dim(squared_error: float, kl: float, dimensions: int) -> float:
     1/2 log2(2 pi e sigma^2) + KL / (D ln 2) + 8 (Rybkin, Daniilidis, Levine, "Simple and effective VAE training with
     calibrated decoders", 2021, equation 5; 8 bits for pixels scaled to [0, 1]).
     """
-    variance = squared_error / dimensions
+    variance = max(squared_error / dimensions, ROUNDING_VARIANCE)
     return 0.5 * math.log2(2 * math.pi * math.e * variance) + kl / (dimensions * math.log(2)) + 8

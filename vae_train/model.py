@@ -1,5 +1,6 @@
-"""The networks. Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), in the convolutional form of the classic
-anime-face write-up: five stride-2 convolutions down, five stride-2 transposed convolutions up.
+"""The networks. Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), in two convolutional forms: `classic`, that
+of the anime-face write-up (five stride-2 convolutions down, five stride-2 transposed convolutions up), and `base`, with
+residual blocks between the changes of size.
 
 Where the usual write-ups slip, this does not: both heads are plain linear layers of the ENCODER, the second one is the
 log-variance (sigma = exp(logvar / 2) does not come from the decoder), and the pictures leave through a sigmoid, because
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_runtime.latent import LOGVAR_RANGE
-from vae_train.config import CLASSIC_STRIDE
+from vae_train.config import STRIDE
 
 
 def down(inputs: int, outputs: int) -> nn.Sequential:
@@ -27,44 +28,131 @@ def up(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2))
 
 
+class Pixels(nn.Sigmoid):
+    """Any numbers -> [0, 1] in float32, under autocast too: bfloat16's steps below 1 are no finer than 8-bit pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def classic_encoder() -> nn.Sequential:
+    """(n, 3, S, S) -> (n, 256, S/32, S/32)"""
+    return nn.Sequential(down(3, 16), down(16, 32), down(32, 64), down(64, 128), down(128, 256))
+
+
+def classic_decoder() -> nn.Sequential:
+    """(n, 256, S/32, S/32) -> (n, 3, S, S)"""
+    return nn.Sequential(
+        up(256, 128),
+        up(128, 64),
+        up(64, 32),
+        up(32, 16),
+        up(16, 16),
+        nn.Conv2d(16, 3, 3, padding=1),
+        Pixels(),
+    )
+
+
+class Block(nn.Module):
+    """x + f(x): two convolutions around a shortcut that nothing interrupts (He et al., "Identity mappings in deep
+    residual networks", 2016). BatchNorm stands behind each convolution, not before the activation, so that it can be
+    folded away at export.
+
+    (n, channels, s, s) -> the same
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.layers(x)
+        return x + change
+
+
+def halve(inputs: int, outputs: int) -> nn.Sequential:
+    """(n, inputs, s, s) -> (n, outputs, s/2, s/2), each place from its own four"""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 2, stride=2, bias=False), nn.BatchNorm2d(outputs))
+
+
+def double(inputs: int, outputs: int) -> nn.Sequential:
+    """(n, inputs, s, s) -> (n, outputs, 2s, 2s), each four from their own place: no checkerboard"""
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), nn.BatchNorm2d(outputs))
+
+
+def base_encoder() -> nn.Sequential:
+    """(n, 3, S, S) -> (n, 64, S/16, S/16)
+
+    The last layer and the heads behind it are one linear map in two factors, because a single one would hold more
+    weights than all convolutions.
+    """
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 4, stride=2, padding=1),
+        Block(32),
+        halve(32, 64),
+        Block(64),
+        halve(64, 128),
+        Block(128),
+        halve(128, 192),
+        Block(192),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(192, 64, 1),
+    )
+
+
+def base_decoder() -> nn.Sequential:
+    """(n, 64, S/16, S/16) -> (n, 3, S, S)"""
+    return nn.Sequential(
+        nn.Conv2d(64, 192, 1),
+        Block(192),
+        double(192, 128),
+        Block(128),
+        double(128, 64),
+        Block(64),
+        double(64, 32),
+        Block(32),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1),
+        Pixels(),
+    )
+
+
+NETWORKS = {"classic": (classic_encoder, classic_decoder, 256, 32), "base": (base_encoder, base_decoder, 64, 16)}
+"""Preset -> its two halves, the channels between them and the vector, and how many times the side is divided."""
+
+
 class Encoder(nn.Module):
     """image (n, 3, S, S) in [0, 1] -> mu, logvar (n, latent_dim) each; S a multiple of 32"""
 
-    def __init__(self, image_size: int = 32, latent_dim: int = 128) -> None:
+    def __init__(self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic") -> None:
         super().__init__()
-        side = image_size // CLASSIC_STRIDE
-        self.features = nn.Sequential(
-            down(3, 16),
-            down(16, 32),
-            down(32, 64),
-            down(64, 128),
-            down(128, 256),
-            nn.Flatten(),
-        )
-        self.mu = nn.Linear(256 * side * side, latent_dim)
-        self.logvar = nn.Linear(256 * side * side, latent_dim)
+        make, _, channels, divisor = NETWORKS[preset]
+        width = channels * (image_size // divisor) ** 2
+        self.features = nn.Sequential(*make(), nn.Flatten())
+        self.mu = nn.Linear(width, latent_dim)
+        self.logvar = nn.Linear(width, latent_dim)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(image)
-        return self.mu(features), self.logvar(features)
+        return self.mu(features).float(), self.logvar(features).float()
 
 
 class Decoder(nn.Module):
     """z (n, latent_dim) -> image (n, 3, S, S) in [0, 1]"""
 
-    def __init__(self, image_size: int = 32, latent_dim: int = 128) -> None:
+    def __init__(self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic") -> None:
         super().__init__()
-        side = image_size // CLASSIC_STRIDE
+        _, make, channels, divisor = NETWORKS[preset]
+        side = image_size // divisor
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim, 256 * side * side),
-            nn.Unflatten(1, (256, side, side)),
-            up(256, 128),
-            up(128, 64),
-            up(64, 32),
-            up(32, 16),
-            up(16, 16),
-            nn.Conv2d(16, 3, 3, padding=1),
-            nn.Sigmoid(),
+            nn.Linear(latent_dim, channels * side * side), nn.Unflatten(1, (channels, side, side)), *make()
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -83,13 +171,13 @@ def reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 class VAE(nn.Module):
     """An encoder and a decoder. image, eps -> reconstruction, mu, logvar"""
 
-    def __init__(self, image_size: int = 32, latent_dim: int = 128) -> None:
+    def __init__(self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic") -> None:
         super().__init__()
-        if image_size < CLASSIC_STRIDE or image_size % CLASSIC_STRIDE:
-            raise ValueError(f"image_size: got {image_size}, expected a multiple of {CLASSIC_STRIDE}")
-        self.image_size, self.latent_dim = image_size, latent_dim
-        self.encoder = Encoder(image_size, latent_dim)
-        self.decoder = Decoder(image_size, latent_dim)
+        if image_size < STRIDE or image_size % STRIDE:
+            raise ValueError(f"image_size: got {image_size}, expected a multiple of {STRIDE}")
+        self.image_size, self.latent_dim, self.preset = image_size, latent_dim, preset
+        self.encoder = Encoder(image_size, latent_dim, preset)
+        self.decoder = Decoder(image_size, latent_dim, preset)
 
     def forward(self, image: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encoder(image)

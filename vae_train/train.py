@@ -1,73 +1,69 @@
 """The training loop, top to bottom.
 
-The pictures stay on the device as uint8. Their order is a function of (seed, epoch) and the noise one of (seed, step),
-so a run that was stopped anywhere goes on exactly as if it had not been: on a CPU with the same number of threads the
-weights are the same to the bit.
+The pictures stay on the device as uint8. Their order and mirroring are functions of (seed, epoch) and the noise one of
+(seed, step), so a run that was stopped anywhere goes on exactly as if it had not been: on a CPU with the same number of
+threads the weights are the same to the bit. Nothing in the loop waits for the device: the losses add up there, and are
+read back twice a second.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
+import platform
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from vae_runtime.images import Pixels
 from vae_train import checkpoint
-from vae_train.checkpoint import Checkpoint
+from vae_train.capture import Step, captured, compiled
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data import Faces, load_faces
-from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
+from vae_train.distributed import ALONE, World, joined, wrapped
+from vae_train.errors import DataError, TrainingError, UsageError
+from vae_train.feed import HELD_OUT, NOISE, Feed, free_memory, stream, to_unit
 from vae_train.figures import FIGURES, draw_curve, draw_faces
-from vae_train.losses import bits_per_dim, kl_divergence, kl_weight, negative_elbo, squared_error
+from vae_train.log import Log, read_metrics
+from vae_train.losses import (
+    bits_per_dim,
+    gaussian_nll,
+    kl_divergence,
+    kl_per_latent,
+    negative_elbo,
+    optimal_variance,
+    reconstruction_nats,
+    squared_error,
+    with_free_bits,
+)
 from vae_train.metrics import active_units, psnr
 from vae_train.model import VAE, reparameterize
+from vae_train.schedule import average_weight, kl_weight, learning_rate
+from vae_train.state import ERROR, IMAGES, KL, LAST_SKIPPED, SKIPPED, State, make_state, restore, save, update_average
 
-Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
-
-METRICS_FILE = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 UNREADABLE_FILE = "unreadable.txt"
+MAX_SKIPPED = 10
+"""Steps of an epoch whose loss or gradient may be no number; at one more the run stops."""
 
-# Measured on 2 cores (torch 2.13, fp32, classic, batch 128): 1.7 times the images a second of the default layout.
-CHANNELS_LAST = torch.channels_last
 _EVALUATION_BATCH = 500
 _LOOK_EVERY = 0.5  # seconds between two looks at the running loss, each of which waits for the device
 _DRAW_EVERY = 20.0  # seconds between two refreshes of the figures
-_ORDER, _NOISE, _HELD_OUT = range(3)  # the streams of random numbers
-
-
-@dataclass
-class State:
-    """Where a run stands."""
-
-    model: VAE
-    average: AveragedModel
-    """Its moving average, statistics of BatchNorm included: this is what is evaluated, drawn and exported."""
-    optimizer: torch.optim.Adam
-    epoch: int
-    """Epochs that are complete."""
-    batch: int
-    """Batches done of the epoch after them."""
-    sums: Tensor
-    """(2,) float64 on the device: reconstruction and KL, summed over this epoch's images so far."""
-    seconds: float = 0.0
-    """Time that this epoch's batches took so far."""
+_AGREE_EVERY = 8  # steps between two questions among processes whether one of them was asked to stop
 
 
 class Interrupted(Exception):
@@ -78,99 +74,233 @@ class Interrupted(Exception):
         self.exit_status = 128 + signal_number
 
 
-def train(config: TrainConfig, run: Path, device: torch.device, resume: bool = False) -> Faces:
+def train(
+    config: TrainConfig,
+    run: Path,
+    device: torch.device,
+    resume: bool = False,
+    tensorboard: bool = False,
+    world: World = ALONE,
+) -> Faces:
     """Train until `config.epochs` are complete; return the faces it was trained on.
 
-    Writes config.json, metrics.jsonl, checkpoints/ and figures/ into `run`. Ctrl-C and SIGTERM save a checkpoint
-    and raise Interrupted. Raises UsageError when another process trains in `run`, TrainingError when the loss is no
-    number any more, DataError and CheckpointError.
+    Writes config.json, metrics.jsonl, checkpoints/ and figures/ into `run`, and events/ with `tensorboard`. Of the
+    processes of `world`, which train together, the first one writes. Ctrl-C and SIGTERM save a checkpoint and raise
+    Interrupted. Raises UsageError when another process trains in `run`, TrainingError when the loss is no number any
+    more or the memory does not suffice, DataError and CheckpointError.
     """
-    with _locked(run):
+    config = dataclasses.replace(config, precision=choose_precision(config.precision, device))
+    with _locked(run, world):
         faces = load_faces(config.data, config.image_size, config.avatars, config.seed)
         held_out = faces.held_out()
-        _check_counts(config, faces, int((~held_out).sum()))
-        _report_data(faces, held_out, run)
-        data = {"name": faces.name, "count": int((~held_out).sum()), "sha256": faces.sha256}
-        train_pixels = torch.from_numpy(faces.pixels[~held_out]).to(device)
+        count = int((~held_out).sum())
+        data = {"name": faces.name, "count": count, "sha256": faces.sha256}
+        _check_counts(config, faces, count, world)
+        feed = Feed(faces.pixels, np.flatnonzero(~held_out), config, device, world)
         test_pixels = torch.from_numpy(faces.pixels[held_out]).to(device)
-        state = make_state(config, device)
-        history: list[dict[str, Any]] = []
-        if resume:
-            history = _restore(state, config, run, data)
-        _write(run / CONFIG_FILE, config.to_json())
+        shown, last_drawn = to_pixels(test_pixels[:64]), -math.inf
 
-        batches = len(train_pixels) // config.batch_size
-        shown = to_pixels(test_pixels[:64])
-        last_drawn = -math.inf
-        total, done = (epochs * batches * config.batch_size for epochs in (config.epochs, state.epoch))
-        done += state.batch * config.batch_size
-        with (
-            tqdm(total=total, initial=done, unit="img", unit_scale=True, mininterval=_bar_interval()) as bar,
-            _signals() as stop,
-        ):
-            while state.epoch < config.epochs:
-                try:
-                    train_epoch(state, config, train_pixels, bar, stop)
-                except Interrupted:
-                    _save(state, run, data)
-                    raise
-                record = _close_epoch(state, config, batches, test_pixels)
-                history.append(record)
-                _append_metrics(run, record)
-                _save(state, run, data)
-                bar.write(describe(record, config.epochs))
-                if time.monotonic() - last_drawn > _DRAW_EVERY and state.epoch < config.epochs:
-                    draw(averaged(state), shown, history, run, config)
-                    last_drawn = time.monotonic()
-        draw(averaged(state), shown, history, run, config)
+        with joined(world), _signals() as stop, _bar(config, feed) as bar:
+            state = make_state(config, device, world)
+            if resume and not restore(state, run, data) and world.leads:
+                print(f"no checkpoint in {run} yet, starting from the first epoch", file=sys.stderr)
+            if world.leads:
+                _report(config, faces, held_out, feed, run)
+                checkpoint.write(run / CONFIG_FILE, config.to_json().encode())
+                log = Log(run, [line for line in read_metrics(run) if line["epoch"] <= state.epoch], tensorboard)
+            bar.update((state.epoch * feed.batches + state.batch) * config.batch_size)
+            with _memory_advice(config, state):
+                step = make_step(state, config, feed)
+                while state.epoch < config.epochs:
+                    try:
+                        train_epoch(state, config, feed, step, bar, stop)
+                    except Interrupted:
+                        if world.leads:
+                            save(state, state.epoch * feed.batches + state.batch, run, data)
+                        raise
+                    record = close_epoch(state, config, feed)
+                    if world.leads:
+                        held_out_figures = evaluate_held_out(state.average, test_pixels, config)
+                        held_out_record = {f"held_out_{name}": value for name, value in held_out_figures.items()}
+                        log.add(record | {"device": describe_device(device, world)} | held_out_record)
+                        save(state, record["step"], run, data)
+                        bar.write(describe(log.records[-1], config.epochs))
+                        if time.monotonic() - last_drawn > _DRAW_EVERY or state.epoch == config.epochs:
+                            draw(state.average, shown, log.records, run, config)
+                            last_drawn = time.monotonic()
+            if world.leads:
+                log.close()
         return faces
 
 
-def train_epoch(state: State, config: TrainConfig, pixels: Tensor, bar: tqdm[Any], stop: list[int]) -> None:
+def train_epoch(state: State, config: TrainConfig, feed: Feed, step: Step, bar: tqdm[Any], stop: list[int]) -> None:
     """The rest of one epoch. Raises Interrupted after the batch in which `stop` received a signal."""
-    model, average, optimizer, device = state.model.train(), state.average, state.optimizer, pixels.device
-    size = config.batch_size
-    batches = len(pixels) // size
-    order = torch.randperm(len(pixels), generator=stream(config.seed, _ORDER, state.epoch)).to(device)
-    started, looked = time.monotonic(), time.monotonic()
+    state.model.train()
+    device, size, world = feed.device, config.batch_size, feed.world
+    table = dials(config, state.epoch, feed.batches).to(device)
+    started = looked = time.monotonic()
 
-    while state.batch < batches:
-        chosen = order[state.batch * size : (state.batch + 1) * size]
-        image = to_unit(pixels[chosen])
-        step = state.epoch * batches + state.batch
-        eps = torch.randn(size, config.latent_dim, generator=stream(config.seed, _NOISE, step, device), device=device)
-
-        reconstruction, mu, logvar = model(image, eps)
-        error, kl = squared_error(reconstruction, image), kl_divergence(mu, logvar)
-        loss = negative_elbo(error, kl, config.beta * kl_weight(step, config.kl_warmup)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        average.update_parameters(model)
-
-        state.sums += torch.stack([error.detach().sum(), kl.detach().sum()]).double()
+    for pixels, mirrored in feed.epoch(state.epoch, state.batch):
+        number = state.epoch * feed.batches + state.batch
+        noise = stream(config.seed, NOISE, number, device)
+        eps = world.share(torch.randn(size, config.latent_dim, generator=noise, device=device))
+        step(pixels, mirrored, eps, table[state.batch])
         state.batch += 1
         bar.update(size)
         if time.monotonic() - looked > _LOOK_EVERY:
             looked = time.monotonic()
-            shown = (state.sums[0] + config.beta * state.sums[1]).item() / (state.batch * size)
-            _check_finite(shown, state)
-            bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs}, loss {shown:.2f}", refresh=False)
-        if stop:
-            state.seconds += time.monotonic() - started
-            raise Interrupted(stop[0])
+            loss = check(state, config, pixels[0].numel())
+            bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs}, loss {loss:.2f}", refresh=False)
+        if world.size == 1 or number % _AGREE_EVERY == 0:
+            signal_number = world.agree(stop[0] if stop else 0)
+            if signal_number:
+                state.seconds += time.monotonic() - started
+                raise Interrupted(signal_number)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     state.seconds += time.monotonic() - started
+
+
+def train_step(
+    state: State,
+    network: Any,
+    config: TrainConfig,
+    world: World,
+    pixels: Tensor,
+    mirrored: Tensor,
+    eps: Tensor,
+    dials: Tensor,
+) -> None:
+    """One step of the optimiser on this process's share of a batch; nothing in it waits for the device.
+
+    network: `state.model`, or what it was wrapped in. pixels (n, 3, S, S) uint8, mirrored (n,) bool,
+    eps (n, latent_dim), dials (3,): see `dials`. A step whose loss or gradient is no number changes nothing but the
+    tally.
+    """
+    rate, kl_share, newest = dials
+    image = to_unit(torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels))
+    buffers = [buffer.clone() for buffer in state.model.buffers()]
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        reconstruction, mu, logvar = network(image, eps)
+    error, kl = squared_error(reconstruction, image), kl_per_latent(mu, logvar)
+    loss = objective(error, kl, config.beta * kl_share, config, image[0].numel(), world)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    norm = get_total_norm(gradients)
+    if config.clip:  # Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks" (2013)
+        clip_grads_with_norm_(state.model.parameters(), config.clip, norm)
+    good = norm.isfinite() & world.mean(loss.detach()).isfinite()
+    for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+        buffer.copy_(torch.where(good, buffer, before))
+    state.optimizer.param_groups[0]["lr"].copy_(rate)
+    # The fused optimiser skips its step if this is 1, as it does under a GradScaler.
+    state.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
+    state.optimizer.step()
+    state.newest.copy_(newest * good)
+    update_average(state)
+
+    tally, done = state.tally, len(image)
+    tally[LAST_SKIPPED] = torch.where(good, tally[LAST_SKIPPED], tally[IMAGES] / done + tally[SKIPPED])
+    tally[SKIPPED] += ~good
+    sums = torch.stack([error.detach().sum(), kl.detach().sum(), torch.full_like(norm, done)])
+    tally[: IMAGES + 1] += torch.where(good, sums, 0)
+
+
+def objective(
+    error: Tensor, kl: Tensor, beta: Tensor, config: TrainConfig, dimensions: int, world: World = ALONE
+) -> Tensor:
+    """What a step makes smaller: the negative ELBO of `config`, the mean over the batch.
+
+    error (n,), kl (n, latent_dim): see `losses`. The fitted variance and the free bits are those of the whole batch.
+    """
+    reconstruction, penalty = error, kl.sum(1)
+    if config.likelihood == "gaussian":
+        variance = optimal_variance(world.mean(error.detach().mean()), dimensions)
+        reconstruction = gaussian_nll(error, variance, dimensions)
+    if config.free_bits:
+        penalty = with_free_bits(kl, world.mean(kl.detach().mean(0)), config.free_bits)
+    return negative_elbo(reconstruction, penalty, beta).mean()
+
+
+def dials(config: TrainConfig, epoch: int, batches: int) -> Tensor:
+    """(batches, 3): the learning rate, the weight of the KL divergence and the newest weights' share of their average,
+    at each step of an epoch."""
+    steps = range(epoch * batches, (epoch + 1) * batches)
+    return torch.tensor(
+        [
+            (
+                learning_rate(step, config.epochs * batches, config.learning_rate, config.warmup, config.schedule),
+                kl_weight(step, config.kl_warmup),
+                average_weight(step, config.ema),
+            )
+            for step in steps
+        ]
+    )
+
+
+def make_step(state: State, config: TrainConfig, feed: Feed) -> Step:
+    """`train_step` for this run and device: on one GPU compiled, and recorded as a CUDA graph."""
+    network = compiled(wrapped(state.model, feed.world), feed.device)
+    step = partial(train_step, state, network, config, feed.world)
+    if feed.device.type != "cuda" or feed.world.size > 1:
+        return step
+    shape = (config.batch_size, *feed.source.shape[1:])
+    tally = state.tally.clone()
+    state.model.train()
+    recorded = captured(
+        step,
+        torch.zeros(shape, dtype=torch.uint8, device=feed.device),
+        torch.zeros(config.batch_size, dtype=torch.bool, device=feed.device),
+        torch.zeros(config.batch_size, config.latent_dim, device=feed.device),
+        torch.zeros(3, device=feed.device),
+    )
+    state.tally.copy_(tally)
+    return recorded
+
+
+def check(state: State, config: TrainConfig, dimensions: int, allowed: int = MAX_SKIPPED) -> float:
+    """The running negative ELBO of the epoch, nats per image; TrainingError if more steps than allowed were skipped."""
+    error, kl, images, skipped, last = state.tally.tolist()
+    if skipped > allowed:
+        raise TrainingError(
+            f"epoch {state.epoch + 1}: the loss or its gradient was no number in {skipped:.0f} steps, the last one at "
+            f"batch {last + 1:.0f}; the last checkpoint is good, try a smaller --learning-rate or a --clip"
+        )
+    images = max(images, 1.0)
+    return _bound(error / images, kl / images, dimensions, config)["negative_elbo"]
+
+
+def close_epoch(state: State, config: TrainConfig, feed: Feed) -> dict[str, Any]:
+    """End the epoch in `state` and return its figures."""
+    dimensions = feed.source[0].numel()
+    check(state, config, dimensions, min(MAX_SKIPPED, feed.batches - 1))
+    totals = feed.world.sum(state.tally).tolist()
+    images, skipped = totals[IMAGES], int(state.tally[SKIPPED])
+    figures = _bound(totals[ERROR] / images, totals[KL] / images, dimensions, config)
+    speed = images / max(state.seconds, 1e-9)
+    state.epoch, state.batch, state.seconds = state.epoch + 1, 0, 0.0
+    state.tally.zero_()
+    return {
+        "epoch": state.epoch,
+        "step": state.epoch * feed.batches,
+        **{f"train_{name}": value for name, value in figures.items()},
+        **({"skipped_steps": skipped} if skipped else {}),
+        "images_per_second": round(speed, 1),
+    }
 
 
 @torch.no_grad()
 def evaluate_held_out(model: VAE, pixels: Tensor, config: TrainConfig) -> dict[str, float]:
     """The bound and its parts on held-out pictures (n, 3, S, S) uint8, with one fixed draw of z a picture.
 
-    negative_elbo, reconstruction, kl: nats per image. bits_per_dim: see `losses`. psnr: dB, of decode(mu), the mean
-    of the pictures' own. active_units: latents whose mu varies by more than 0.01 (Burda et al. 2016).
+    negative_elbo, reconstruction, kl: nats per image. squared_error: its sum, per image. bits_per_dim: see `losses`.
+    psnr: dB, of decode(mu), the mean of the pictures' own. active_units: latents whose mu varies by more than 0.01
+    (Burda et al. 2016).
     """
     model.eval()
-    noise = stream(config.seed, _HELD_OUT, 0, pixels.device)
+    noise = stream(config.seed, HELD_OUT, 0, pixels.device)
     errors, kls, psnrs, mus = [], [], [], []
     for part in pixels.split(_EVALUATION_BATCH):
         image = to_unit(part)
@@ -182,59 +312,22 @@ def evaluate_held_out(model: VAE, pixels: Tensor, config: TrainConfig) -> dict[s
         mus.append(mu)
     error, kl = (torch.cat(values).double().mean().item() for values in (errors, kls))
     return {
-        "negative_elbo": error + config.beta * kl,
-        "reconstruction": error,
-        "kl": kl,
-        "bits_per_dim": bits_per_dim(error, kl, pixels[0].numel()),
+        **_bound(error, kl, pixels[0].numel(), config),
         "psnr": torch.cat(psnrs).mean().item(),
         "active_units": active_units(torch.cat(mus)),
     }
 
 
-def make_state(config: TrainConfig, device: torch.device) -> State:
-    """A model with its first weights, decided by the seed, and its optimiser."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = VAE(config.image_size, config.latent_dim)
-    model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    return State(
-        model, average_of(model, config.ema), optimizer, 0, 0, torch.zeros(2, dtype=torch.float64, device=device)
-    )
-
-
-def average_of(model: VAE, decay: float) -> AveragedModel:
-    """A moving average of `model` (Polyak & Juditsky 1992, in the exponential form).
-
-    The decay is min(decay, (1 + n) / (10 + n)) after n steps, so that the first weights are soon forgotten. At the
-    write-up's constant learning rate the average is 1 to 2 nats better than the weights it is made of.
-    """
-
-    def mix(averages: Tensors, currents: Tensors, steps: Tensor | int) -> None:
-        count = int(steps)
-        weight = 1 - min(decay, (1 + count) / (10 + count))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, currents, weight)
-        else:  # BatchNorm's counters of batches
-            torch._foreach_copy_(averages, currents)
-
-    return AveragedModel(model, multi_avg_fn=torch.no_grad()(mix), use_buffers=True)
-
-
-def stream(seed: int, purpose: int, index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one purpose at one index: no state to save, nothing to get out of step."""
-    mixed = np.random.SeedSequence([seed, purpose, index]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(mixed >> 1))
-
-
-def averaged(state: State) -> VAE:
-    """The averaged network itself."""
-    return cast(VAE, state.average.module)
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 (n, 3, S, S) -> float32 in [0, 1], channels last"""
-    return (pixels.float() / 255).contiguous(memory_format=CHANNELS_LAST)
+def _bound(error: float, kl: float, dimensions: int, config: TrainConfig) -> dict[str, float]:
+    """The negative ELBO and its parts, from the means of the squared error and of the KL divergence."""
+    reconstruction = reconstruction_nats(config.likelihood, error, dimensions)
+    return {
+        "negative_elbo": reconstruction + config.beta * kl,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "squared_error": error,
+        "bits_per_dim": bits_per_dim(error, kl, dimensions),
+    }
 
 
 def to_pixels(images: Tensor) -> Pixels:
@@ -262,17 +355,46 @@ def draw(model: VAE, faces: Pixels, history: list[dict[str, Any]], run: Path, co
     draw_curve(run / FIGURES, history, caption)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device for "auto", "cpu", "cuda" or "cuda:n"; UsageError if it was asked for by name and is not there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        print("training on the CPU: torch sees no CUDA device", file=sys.stderr)
+def choose_device(name: str, world: World = ALONE) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "cuda:n"; UsageError if it was asked for by name and is not there.
+
+    Of several processes, each one gets the GPU of its own number.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        if world.leads:
+            print("training on the CPU: torch sees no CUDA device", file=sys.stderr)
         return torch.device("cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
+    device = torch.device("cuda" if name == "auto" else name)
+    if device.type == "cuda":
+        device = torch.device("cuda", world.local_rank if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise UsageError(f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(device)
     return device
+
+
+def describe_device(device: torch.device, world: World = ALONE) -> str:
+    """ "NVIDIA H200", or "CPU (AMD EPYC), 2 threads"; with their number where several processes train together."""
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        able: Any = getattr(torch.cpu, "get_capabilities", dict)()
+        model = able.get("cpu_name", platform.machine())
+        threads = torch.get_num_threads()
+        where = f"CPU ({model}), {threads} thread{'s' if threads > 1 else ''}"
+    return where if world.size == 1 else f"{world.size} x {where}"
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """ "float32" or "bfloat16"; for "auto" the latter where the device multiplies in it natively."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able: Any = getattr(torch.cpu, "get_capabilities", dict)()
+        native = able.get("avx512_bf16", False) or able.get("amx_bf16", False)
+    return "bfloat16" if native else "float32"
 
 
 def describe(record: dict[str, Any], epochs: int) -> str:
@@ -285,126 +407,22 @@ def describe(record: dict[str, Any], epochs: int) -> str:
     )
 
 
-# ---- what a run keeps on the disk -----------------------------------------------------------------------------------
-
-
-def _close_epoch(state: State, config: TrainConfig, batches: int, test_pixels: Tensor) -> dict[str, Any]:
-    """End the epoch in `state` and return its line for metrics.jsonl."""
-    images = batches * config.batch_size
-    error, kl = (state.sums / images).tolist()
-    _check_finite(error + kl, state)
-    speed = images / max(state.seconds, 1e-9)
-    state.epoch, state.batch, state.seconds = state.epoch + 1, 0, 0.0
-    state.sums.zero_()
-    held_out = evaluate_held_out(averaged(state), test_pixels, config)
-    return {
-        "epoch": state.epoch,
-        "step": state.epoch * batches,
-        "train_negative_elbo": error + config.beta * kl,
-        "train_reconstruction": error,
-        "train_kl": kl,
-        "train_bits_per_dim": bits_per_dim(error, kl, test_pixels[0].numel()),
-        **{f"held_out_{name}": value for name, value in held_out.items()},
-        "images_per_second": round(speed, 1),
-    }
-
-
-def _save(state: State, run: Path, data: dict[str, Any]) -> None:
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in averaged(state).state_dict().items()}
-    names = [name for name, _ in state.model.named_parameters()]
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in moments.items()}
-    tensors["sums"] = state.sums
-    step = int(state.average.n_averaged)
-    position = {"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "data": data}
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise TrainingError(f"step {step}: weights that are no numbers; the last good checkpoint stays in {run}")
-    checkpoint.save(run / CHECKPOINTS, Checkpoint(step, position, tensors))
-
-
-def load_weights(model: VAE, saved: Checkpoint, kind: Literal["model", "average"] = "average") -> None:
-    """Put weights of a checkpoint into `model`; CheckpointError if they are those of another network.
-
-    kind: the averaged weights, or the ones that were being trained.
-    """
-    weights = {name[len(kind) + 1 :]: value for name, value in saved.tensors.items() if name.startswith(f"{kind}.")}
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    if {name: value.shape for name, value in weights.items()} != wanted:
-        raise CheckpointError("the checkpoint holds the weights of another network than config.json describes")
-    model.load_state_dict(weights)
-
-
-def _restore(state: State, config: TrainConfig, run: Path, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put the newest good checkpoint into `state`, and return the epochs logged up to it."""
-    saved, damaged = checkpoint.load_latest(run / CHECKPOINTS)
-    for sentence in damaged:
-        print(f"warning: {sentence}; going back to the one before", file=sys.stderr)
-    if saved is None:
-        print(f"no checkpoint in {run} yet, starting from the first epoch", file=sys.stderr)
-        _rewrite_metrics(run, [])
-        return []
-    if saved.state["data"] != data:
-        raise DataError(f"--resume: the pictures of {config.data} are not the ones that {run} was trained on")
-    load_weights(state.model, saved, "model")
-    load_weights(averaged(state), saved)
-    state.average.n_averaged.fill_(saved.step)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(state.model.named_parameters()):
-        prefix = f"optimizer.{name}."
-        moments[index] = {
-            key.removeprefix(prefix): value.contiguous(memory_format=CHANNELS_LAST) if value.ndim == 4 else value
-            for key, value in saved.tensors.items()
-            if key.startswith(prefix)
-        }
-    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
-    state.epoch, state.batch = int(saved.state["epoch"]), int(saved.state["batch"])
-    state.seconds = float(saved.state["seconds"])
-    state.sums.copy_(saved.tensors["sums"])
-    history = [record for record in read_metrics(run) if record["epoch"] <= state.epoch]
-    _rewrite_metrics(run, history)
-    return history
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line that a kill cut off is left out."""
-    records = []
-    path = run / METRICS_FILE
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
-
-
-def _append_metrics(run: Path, record: dict[str, Any]) -> None:
-    with (run / METRICS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def _rewrite_metrics(run: Path, records: list[dict[str, Any]]) -> None:
-    _write(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _check_counts(config: TrainConfig, faces: Faces, training: int) -> None:
+def _check_counts(config: TrainConfig, faces: Faces, training: int, world: World) -> None:
     if training < config.batch_size:
         raise DataError(
             f"{config.data}: {training} pictures to train on ({len(faces)} in all), fewer than one batch of "
             f"{config.batch_size}; give more pictures or a smaller --batch-size"
         )
+    if config.batch_size % world.size:
+        raise UsageError(f"--batch-size {config.batch_size}: not a multiple of the {world.size} processes")
 
 
-def _report_data(faces: Faces, held_out: np.ndarray[Any, Any], run: Path) -> None:
+def _report(config: TrainConfig, faces: Faces, held_out: np.ndarray[Any, Any], feed: Feed, run: Path) -> None:
     print(
         f"{len(faces)} faces of {faces.name}: {int((~held_out).sum())} to train on, {int(held_out.sum())} held out; "
-        f"{faces.duplicates} duplicates, {len(faces.unreadable)} unreadable, {faces.stray} other files",
+        f"{faces.duplicates} duplicates, {len(faces.unreadable)} unreadable, {faces.stray} other files\n"
+        f"{feed.report}; {config.precision}, {config.batch_size} pictures a step"
+        + (f" on {feed.world.size} processes" if feed.world.size > 1 else ""),
         file=sys.stderr,
     )
     if faces.unreadable:
@@ -412,22 +430,37 @@ def _report_data(faces: Faces, held_out: np.ndarray[Any, Any], run: Path) -> Non
         (run / UNREADABLE_FILE).write_text("\n".join(faces.unreadable) + "\n", encoding="utf-8")
 
 
-def _check_finite(loss: float, state: State) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"epoch {state.epoch + 1}, batch {state.batch}: the loss is {loss}; the last checkpoint is good, "
-            "try a smaller --learning-rate"
-        )
-
-
-def _bar_interval() -> float:
-    """Seconds between two updates of the bar: rare where it goes into a log file."""
-    return 0.2 if sys.stderr.isatty() else 10.0
+def _bar(config: TrainConfig, feed: Feed) -> tqdm[Any]:
+    """The progress bar, of the leading process alone; rarely updated where it goes into a log file."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    total = config.epochs * feed.batches * config.batch_size
+    return tqdm(total=total, unit="img", unit_scale=True, mininterval=interval, disable=not feed.world.leads)
 
 
 @contextmanager
-def _locked(run: Path) -> Iterator[None]:
+def _memory_advice(config: TrainConfig, state: State) -> Iterator[None]:
+    """Turn what torch says when the memory is full into a sentence that helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        where = f"epoch {state.epoch + 1}, batch {state.batch + 1}"
+        asked = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
+        free = free_memory(state.tally.device)
+        raise TrainingError(
+            f"{where}: out of memory; a step with {config.batch_size} pictures of {config.image_size}x"
+            f"{config.image_size} asked for {asked[1] if asked else 'more'} where {free / 1e9:.1f} GB are free; "
+            f"try --batch-size {max(2, config.batch_size // 2)}, a smaller --image-size, or --precision bfloat16"
+        ) from error
+
+
+@contextmanager
+def _locked(run: Path, world: World) -> Iterator[None]:
     """Hold the run folder for this process; the system lets go of it when the process ends, however it ends."""
+    if not world.leads:
+        yield
+        return
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:

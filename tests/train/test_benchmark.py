@@ -9,7 +9,7 @@ from vae_train import benchmark
 from vae_train.benchmark import Ceiling, Row, as_table, ceiling, our_loop, plain_loop, resident_loop
 from vae_train.config import TrainConfig
 
-CONFIG = TrainConfig(batch_size=8)
+CONFIG = TrainConfig(batch_size=8, precision="float32")
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def pixels(rng, tmp_path):
 def test_each_loop_counts_its_images(loop, pixels, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_WARM_UP", 0.0)
     row = loop(CONFIG, pixels, str(tmp_path), "cpu", 0.2)
+    assert row.precision == "float32"
     assert row.images_per_second > 0
     assert row.peak_megabytes > 50
 
@@ -39,11 +40,16 @@ def test_the_operations_are_those_of_the_layers():
     found = ceiling(TrainConfig(), torch.device("cpu"))
     first_layer = 2 * 9 * 3 * 16 * 16**2  # needs no gradient of its input
     assert found.flop_per_image == pytest.approx(3 * forward - first_layer, rel=0.01)
-    assert found.flop_per_second > 1e8
+    assert min(found.flop_per_second.values()) > 1e8
+    assert found.bytes_per_second > 1e8
+    # At least the pictures of all layers, written once forward and read once backward.
+    assert found.bytes_per_image > 2 * 4 * (3 * 32**2 + 16 * 16**2 + 3 * 16 * 16**2 + 3 * 16 * 32**2)
 
 
 def test_the_table_has_ratios_to_the_plain_loop():
-    rows = [Row("plain loop", 100.0, 10.0), Row("ours", 250.0, 12.0)]
-    table = as_table(rows, Ceiling(2e6, 1e9), {"preset": "classic", "on": "CPU"}).splitlines()
+    rows = [Row("plain loop", "float32", 100.0, 10.0), Row("ours", "bfloat16", 250.0, 12.0)]
+    limit = Ceiling(2e6, 1e7, {"float32": 1e9, "bfloat16": 2e9}, 1e10)
+    table = as_table(rows, limit, {"preset": "classic", "on": "CPU"}).splitlines()
     assert table[0] == "preset classic, on CPU"
-    assert table[-2:] == ["| plain loop | 100 | 1.00 | 10 | 20.0% |", "| ours | 250 | 2.50 | 12 | 50.0% |"]
+    assert table[-2] == "| plain loop, float32 | 100 | 1.00 | 10 | 20.0% | 10.0% |"
+    assert table[-1] == "| ours, bfloat16 | 250 | 2.50 | 12 | 25.0% | 25.0% |"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,8 +93,8 @@ def test_leftovers_of_a_kill_do_not_count(tmp_path):
 def test_other_formats_are_refused(tmp_path):
     path = save(tmp_path, sample(1))
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"format_version": 2}))
-    with pytest.raises(CheckpointError, match="format 2"):
+    path.write_text(json.dumps(record | {"format_version": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
         load(path)
 
 
@@ -111,7 +112,11 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, failing):
     }
     with monkeypatch.context() as patch:
         patch.setattr(*targets[failing], full)
-        with pytest.raises(CheckpointError, match=r"MB could not be written.*No space left"):
-            save(tmp_path, sample(2))
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=500_000))
+        big = Checkpoint(2, {}, {"weights": torch.zeros(500_000)})
+        with pytest.raises(
+            CheckpointError, match=r"No space left.*takes 2\.0 MB, 0\.5 MB are free: make 1\.5 MB of room"
+        ):
+            save(tmp_path, big)
     assert_equal(load_latest(tmp_path)[0], sample(1))
     assert not list(tmp_path.glob("*.tmp"))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,11 @@ def folder(tmp_path):
     (root / ".DS_Store").write_bytes(b"\0\0")
     (root / "._000.png").write_bytes(b"\0\5\x16\7")
     return root
+
+
+def entries(cache: Path) -> list[Path]:
+    """What lies in the cache, beside the locks."""
+    return [path for path in cache.iterdir() if not path.name.startswith(".")]
 
 
 def test_a_folder_passes_the_funnel_of_the_runtime(folder):
@@ -97,7 +103,7 @@ def test_the_second_time_is_a_memory_map(folder, cache, monkeypatch):
     np.testing.assert_array_equal(first.pixels, second.pixels)
     np.testing.assert_array_equal(first.keys, second.keys)
     assert (first.sha256, first.stray) == (second.sha256, second.stray)
-    assert len(list(cache.iterdir())) == 1
+    assert len(entries(cache)) == 1
 
 
 def test_the_cache_knows_content_and_size(folder, cache):
@@ -109,13 +115,13 @@ def test_the_cache_knows_content_and_size(folder, cache):
     changed = load_faces(str(folder), 16)
     expected = fit_square(load_image(picture(901)), 16).transpose(2, 0, 1)
     assert any((face == expected).all() for face in changed.pixels)
-    assert len(list(cache.iterdir())) == 4
+    assert len(entries(cache)) == 4
 
 
 @pytest.mark.parametrize("damage", ["pixels.u8", "keys.npy", "meta.json"])
 def test_a_damaged_cache_is_made_again(folder, cache, damage):
     first = np.array(load_faces(str(folder), 16).pixels)
-    path = next(cache.iterdir()) / damage
+    path = entries(cache)[0] / damage
     path.write_bytes(path.read_bytes()[:-100])
     np.testing.assert_array_equal(load_faces(str(folder), 16).pixels, first)
 
@@ -157,7 +163,8 @@ def test_more_than_one_percent_stops_the_run(folder, cache):
         (folder / name).write_bytes(content)
     with pytest.raises(DataError, match=r"5 of 128 pictures cannot be read, more than 1%.*truncated\.png"):
         load_faces(str(folder), 8)
-    assert list(cache.iterdir()) == []
+    assert entries(cache) == []
+    assert not list(cache.glob(".filling*"))
 
 
 def test_broken_members_of_an_archive_are_listed(folder, tmp_path):
@@ -309,7 +316,7 @@ def test_avatars_are_drawn_once_and_keep_their_labels(cache):
     again = load_faces("avatars", 32, avatars=100, seed=3)
     assert again.labels == faces.labels
     np.testing.assert_array_equal(again.pixels, faces.pixels)
-    assert len(list(cache.iterdir())) == 1
+    assert len(entries(cache)) == 1
     assert load_faces("avatars", 32, avatars=64, seed=3).sha256 != faces.sha256
 
 
@@ -352,3 +359,13 @@ def test_truncated_archives_are_refused(folder, kind):
     archive.write_bytes(archive.read_bytes()[:-3000])
     with pytest.raises((UsageError, DataError)):
         load_faces(str(archive), 8)
+
+
+def test_of_processes_that_want_the_same_set_one_decodes(folder, cache, monkeypatch):
+    decoded = []
+    real = data.load_image
+    monkeypatch.setattr(data, "load_image", lambda image: decoded.append(1) or real(image))
+    with ThreadPoolExecutor(4) as pool:
+        sets = list(pool.map(lambda _: load_faces(str(folder), 8), range(4)))
+    assert len(decoded) == len(sets[0])
+    assert all(np.array_equal(one.pixels, sets[0].pixels) for one in sets)

@@ -8,17 +8,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from vae_runtime import VAE, ModelConfig
+from vae_train import avatars, card, inverse, model
 from vae_train import export as exporting
-from vae_train import model
-from vae_train.config import TrainConfig
+from vae_train.__main__ import train_parser
+from vae_train.config import TrainConfig, make_config
 from vae_train.errors import CheckpointError, ExportError, UsageError
 from vae_train.export import check_parity, export
-from vae_train.train import CHECKPOINTS, load_weights, train
+from vae_train.state import CHECKPOINTS, load_weights
+from vae_train.train import train
 
-FILES = {"encoder.onnx", "decoder.onnx", "config.json", "README.md"}
-PORTABLE = {"Conv", "ConvTranspose", "LeakyRelu", "Gemm", "Reshape", "Sigmoid", "Flatten"}
+FILES = {
+    *("encoder.onnx", "decoder.onnx", "inverse.onnx", "golden.json", "config.json", "README.md"),
+    *card.CARD_FIGURES,
+}
+PORTABLE = {"Conv", "ConvTranspose", "LeakyRelu", "Add", "Gemm", "Reshape", "Sigmoid", "Flatten"}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +168,14 @@ def test_the_parity_gate_sees_a_difference(exported, torch_model):
         check_parity(torch_model, exported)
 
 
+def test_a_wrong_gradient_is_not_published(run, tmp_path, monkeypatch):
+    """A slope of 1 where the LeakyRelu has 0.2: only the comparison with autograd can see it."""
+    monkeypatch.setitem(inverse.RULES, "LeakyRelu", lambda pass_, node, upstream: [(node.input[0], upstream)])
+    with pytest.raises(ExportError, match=r"gradient of inverse\.onnx at batch 1: torch and ONNX Runtime differ"):
+        export(run, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_targets_that_hold_other_things_are_refused(run, tmp_path):
     (tmp_path / "thesis.doc").write_text("years of work")
     with pytest.raises(UsageError, match=r"thesis\.doc"):
@@ -183,8 +197,69 @@ def test_what_is_no_run_is_refused(run, tmp_path):
 
 
 def test_the_card(exported):
-    card = (exported / "README.md").read_text()
-    assert card.startswith("---\nlicense: mit\n")
-    for text in ("blobs.zip", "python -m vae_train", "VAE.load", "Limits"):
-        assert text in card
-    assert dataclasses.asdict(ModelConfig.load(exported))["model_id"] in card
+    text = (exported / "README.md").read_text()
+    assert text.startswith("---\nlicense: mit\n")
+    for part in ("blobs.zip", "python -m vae_train", "VAE.load", "limits", "no licence", " seconds on CPU"):
+        assert part in text
+    assert dataclasses.asdict(ModelConfig.load(exported))["model_id"] in text
+    for name in card.CARD_FIGURES:
+        assert f"]({name})" in text
+        with Image.open(exported / name) as picture:
+            assert picture.format == "PNG"
+            assert picture.width > 500
+
+
+def test_the_time_on_the_card():
+    records = [{"images_per_second": 10.0, "device": "CPU"}, {"images_per_second": 20.0, "device": "GPU"}]
+    assert card.training_time(records, 2000) == "5 minutes on CPU, then GPU"  # 200 s and 100 s
+    assert card.training_time(records[1:], 1000) == "50 seconds on GPU"
+    assert card.training_time([{"images_per_second": 10.0}], 1000) == ""
+
+
+def test_avatars_come_with_known_faces_and_named_directions(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANIME_VAE_CACHE", str(tmp_path / "cache"))
+    config = TrainConfig(avatars=120, epochs=1, batch_size=50, latent_dim=16, seed=3)
+    faces = train(config, tmp_path / "run", torch.device("cpu"))
+    export(tmp_path / "run", tmp_path / "out", faces=faces)
+    vae = VAE.load(tmp_path / "out", device="cpu")
+    assert vae.neighbours is not None
+    assert len(vae.neighbours.names) == 120
+    face, _ = avatars.draw(17, 32, 3)
+    names, pictures, distances = vae.nearest(face, count=2)
+    assert names[0][0] == "avatars/3/17"
+    assert distances[0, 0] == pytest.approx(0, abs=1e-4)
+    assert distances[0, 1] > distances[0, 0]
+    np.testing.assert_allclose(pictures[0, 0].astype(int), vae.reconstruct(face)[0].astype(int), atol=1)
+    assert "free to use" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_base_is_as_portable_as_classic(faces_zip, tmp_path):
+    """BatchNorm folded away, the parity gate passed, both graphs together at most 16 MB."""
+    config = TrainConfig(
+        data=str(faces_zip), preset="base", image_size=64, epochs=1, batch_size=50, likelihood="gaussian"
+    )
+    train(config, tmp_path / "run", torch.device("cpu"))
+    described = export(tmp_path / "run", tmp_path / "model")
+    graphs = [onnx.load(tmp_path / "model" / file) for file in ("encoder.onnx", "decoder.onnx")]
+    assert {node.op_type for graph in graphs for node in graph.graph.node} <= PORTABLE
+    assert sum((tmp_path / "model" / file).stat().st_size for file in ("encoder.onnx", "decoder.onnx")) <= 16e6
+    assert (described.preset, described.likelihood, described.image_size) == ("base", "gaussian", 64)
+    assert described.sigma**2 == pytest.approx(described.metrics["held_out_squared_error"] / 12288, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"epochs": 7, "latent_dim": 16},
+        {"preset": "base", "epochs": 45, "precision": "bfloat16"},
+        {"preset": "base", "flip": False, "seed": 3, "image_size": 32},
+        {"flip": True},
+    ],
+)
+def test_the_cards_command_makes_the_same_settings(given):
+    """The words of the card, read by the command line's own parser."""
+    config = make_config({"data": "faces.zip", **given})
+    parsed = vars(train_parser().parse_args(card.command(config, "faces.zip").split()))
+    for place in ("out", "resume", "device", "tensorboard"):
+        parsed.pop(place)
+    assert make_config(parsed) == config

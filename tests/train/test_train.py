@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,11 +14,13 @@ import pytest
 import torch
 from blobs import write_faces
 
-from vae_train import checkpoint
+from vae_train import checkpoint, feed
 from vae_train import train as loop
 from vae_train.config import TrainConfig
 from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
-from vae_train.train import CHECKPOINTS, Interrupted, evaluate_held_out, make_state, read_metrics, train
+from vae_train.log import read_metrics
+from vae_train.state import CHECKPOINTS, load_weights, make_state
+from vae_train.train import Interrupted, choose_precision, evaluate_held_out, train
 
 CPU = torch.device("cpu")
 
@@ -64,7 +67,7 @@ def test_a_run_leaves_what_the_design_says(finished, config):
         "interpolations.png",
         "training_curve.png",
     }
-    assert TrainConfig.load(finished) == config
+    assert TrainConfig.load(finished) == dataclasses.replace(config, precision=choose_precision("auto", CPU))
     records = read_metrics(finished)
     assert [record["epoch"] for record in records] == [1, 2, 3]
     wanted = {"train_negative_elbo", "train_reconstruction", "train_kl", "images_per_second"}
@@ -115,9 +118,26 @@ def test_a_resumed_run_is_the_same_to_the_bit(finished, config, tmp_path, monkey
     assert_same_run(finished, run)
 
 
-def test_more_epochs_go_on_where_the_run_ended(finished, config, tmp_path):
-    import dataclasses
+@pytest.mark.parametrize("streamed", [False, True])
+def test_so_is_one_with_every_setting_and_from_another_feed(config, tmp_path, monkeypatch, streamed):
+    """Cut where the data lay in memory, it goes on from the stream, and the other way round."""
+    everything = {"likelihood": "gaussian", "flip": True, "schedule": "cosine", "warmup": 3, "clip": 500.0}
+    config = dataclasses.replace(config, **everything, preset="base", free_bits=0.05)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(config, whole, CPU)
+    with monkeypatch.context() as patch:
+        if streamed:
+            patch.setattr(feed, "free_memory", lambda device: 0.0)
+        stop_after(patch, 6)
+        with pytest.raises(Interrupted):
+            train(config, cut, CPU)
+    if not streamed:
+        monkeypatch.setattr(feed, "free_memory", lambda device: 0.0)
+    train(config, cut, CPU, resume=True)
+    assert_same_run(whole, cut)
 
+
+def test_more_epochs_go_on_where_the_run_ended(finished, config, tmp_path):
     run = tmp_path / "short"
     train(dataclasses.replace(config, epochs=2), run, CPU)
     train(config, run, CPU, resume=True)
@@ -135,8 +155,6 @@ def test_a_damaged_checkpoint_is_passed_over(finished, config, tmp_path, capsys)
 
 
 def test_other_pictures_are_refused_at_resume(config, tmp_path):
-    import dataclasses
-
     data = write_faces(tmp_path / "a.zip", 120)
     run = tmp_path / "run"
     config = dataclasses.replace(config, data=str(data), epochs=1)
@@ -147,12 +165,10 @@ def test_other_pictures_are_refused_at_resume(config, tmp_path):
 
 
 def test_weights_of_another_network_are_refused(config, finished):
-    import dataclasses
-
     other = make_state(dataclasses.replace(config, latent_dim=8), CPU)
     saved, _ = checkpoint.load_latest(finished / CHECKPOINTS)
     with pytest.raises(CheckpointError, match="another network"):
-        loop.load_weights(other.model, saved)
+        load_weights(other.model, saved)
 
 
 def test_one_process_a_run(config, tmp_path):
@@ -165,8 +181,6 @@ def test_one_process_a_run(config, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
-    import dataclasses
-
     run = tmp_path / "run"
     train(dataclasses.replace(config, epochs=1), run, CPU)
     before = {path.name: path.read_bytes() for path in (run / CHECKPOINTS).iterdir()}
@@ -184,8 +198,6 @@ def test_fewer_pictures_than_a_batch_are_refused(tmp_path):
 
 
 def test_unreadable_pictures_are_listed_in_the_run(config, tmp_path):
-    import dataclasses
-
     data = write_faces(tmp_path / "a.zip", 200)
     with zipfile.ZipFile(data, "a") as archive:
         archive.writestr("broken.png", b"no picture")

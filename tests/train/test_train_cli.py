@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from vae_train.__main__ import default_run, main
-from vae_train.config import TrainConfig
+from vae_train.config import TrainConfig, make_config, resumed_config
+from vae_train.errors import UsageError
 
 BAD = {
     "unknown option": ["--bach-size", "3"],
@@ -37,6 +38,13 @@ BAD = {
     "folder without pictures": ["--data", "empty"],
     "file that is no archive": ["--data", "notes.txt"],
     "bad address": ["--data", "hf:nobody"],
+    "unknown schedule": ["--schedule", "linear"],
+    "unknown likelihood": ["--likelihood", "laplace"],
+    "unknown precision": ["--precision", "float8"],
+    "clip negative": ["--clip", "-1"],
+    "free bits negative": ["--free-bits", "-0.1"],
+    "a flip with a value": ["--flip", "yes"],
+    "tensorboard is not there": ["--tensorboard"],
     "unknown device": ["--device", "tpu"],
     "no such device": ["--device", "cuda:99"],
     "existing run": ["--out", "run"],
@@ -46,6 +54,7 @@ BAD = {
     "resume without a run": ["--resume", "--out", "full"],
     "resume of another model": ["--resume", "--out", "run", "--latent-dim", "64"],
     "resume with another size": ["--resume", "--out", "run", "--image-size", "64"],
+    "resume of a cosine with more epochs": ["--resume", "--out", "cosine", "--epochs", "6"],
     "resume with fewer epochs": ["--resume", "--out", "run", "--epochs", "1"],
     "export of nothing": ["export", "nothing"],
     "export without a run": ["export"],
@@ -64,12 +73,15 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(TrainConfig(epochs=5).to_json())
+    (tmp_path / "cosine").mkdir()
+    (tmp_path / "cosine" / "config.json").write_text(TrainConfig(epochs=5, schedule="cosine").to_json())
     return tmp_path
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_command_lines_exit_with_2_one_sentence_and_write_nothing(name, place, capsys, monkeypatch):
     monkeypatch.setattr("vae_train.data.load_image", None)  # reading a picture would fail
+    monkeypatch.setattr("vae_train.__main__.find_spec", lambda _: None)  # no TensorBoard
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     with pytest.raises(SystemExit) as caught:
         main(BAD[name])
@@ -138,3 +150,17 @@ def test_the_main_job(tmp_path):
     played = subprocess.run([*play, "-o", str(tmp_path / "s.png")], capture_output=True, text=True)
     assert played.returncode == 0, played.stderr
     assert (tmp_path / "s.png").exists()
+
+
+def test_presets_are_defaults_that_options_overrule():
+    base = make_config({"preset": "base"})
+    assert (base.image_size, base.likelihood, base.schedule, base.flip) == (64, "gaussian", "cosine", True)
+    chosen = make_config({"preset": "base", "image_size": 32, "flip": False})
+    assert (chosen.image_size, chosen.likelihood, chosen.flip) == (32, "gaussian", False)
+
+
+def test_the_precision_that_a_run_found_is_kept(tmp_path):
+    (tmp_path / "config.json").write_text(TrainConfig(precision="bfloat16").to_json())
+    assert resumed_config(tmp_path, {"precision": "auto"}).precision == "bfloat16"
+    with pytest.raises(UsageError, match="--precision float32"):
+        resumed_config(tmp_path, {"precision": "float32"})

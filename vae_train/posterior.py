@@ -1,0 +1,146 @@
+"""What is learned from the codes of the training pictures, once the networks are: the prior that samples come from, and
+named directions.
+
+The codes of real pictures do not fill N(0, I). The density that they do fill, the aggregated posterior, is fitted here
+by Gaussian mixtures, and the one that explains held-out codes best goes beside the graphs: ex-post density estimation
+(Ghosh et al., "From variational to deterministic autoencoders", 2020, section 4).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from vae_runtime.directions import Directions
+from vae_runtime.latent import attribute_direction, pca_directions, reparameterize
+from vae_runtime.prior import Prior
+from vae_train.data import Faces
+from vae_train.feed import to_unit
+from vae_train.model import VAE
+
+COMPONENTS = (1, 2, 4, 8, 16)
+"""Numbers of Gaussians that are tried, until one is worse than those before."""
+PCA = 8
+"""Principal directions that are shipped."""
+
+_BATCH = 250
+_MOST = 16_000  # codes that a mixture is fitted to
+_ITERATIONS = 40
+_FLOOR = 1e-4  # added to variances, as fitting asks for
+_FEWEST = 50  # faces that must have an attribute, and must not, before it becomes a direction
+
+
+@dataclass(frozen=True)
+class Codes:
+    """q(z|x) of pictures."""
+
+    mu: NDArray[np.float32]
+    """(n, latent_dim)"""
+    logvar: NDArray[np.float32]
+    """(n, latent_dim)"""
+
+
+@torch.no_grad()
+def encode(network: VAE, pixels: NDArray[np.uint8]) -> Codes:
+    """The codes of pictures (n, 3, S, S)."""
+    network.eval()
+    device = next(network.parameters()).device
+    parts = [
+        network.encoder(to_unit(torch.from_numpy(np.array(pixels[start : start + _BATCH])).to(device)))
+        for start in range(0, len(pixels), _BATCH)
+    ]
+    mu, logvar = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
+    return Codes(mu, logvar)
+
+
+def fit_prior(train: Codes, held_out: Codes, seed: int = 0) -> tuple[Prior, dict[str, float]]:
+    """The mixture that gives held-out codes the highest density, and each one's mean log density in nats.
+
+    A draw z ~ q(z|x) of each picture is fitted, so the noise of the posteriors is part of the density. The result names
+    N(0, I) "unit" and the mixtures by their number of components.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(train.mu))[:_MOST]
+    points = reparameterize(train.mu[chosen], train.logvar[chosen], rng)
+    test = reparameterize(held_out.mu, held_out.logvar, rng)
+    fits = {"unit": Prior.standard(points.shape[1])}
+    scores = {"unit": float(fits["unit"].log_prob(test).mean())}
+    for count in COMPONENTS:
+        if len(points) < 2 * points.shape[1] * count:  # too few to determine the covariances
+            break
+        name = str(count)
+        fits[name] = _mixture(points, count, seed)
+        scores[name] = float(fits[name].log_prob(test).mean())
+        if scores[name] < max(scores.values()):  # more components would only follow the training codes more closely
+            break
+    return fits[max(scores, key=lambda name: scores[name])], scores
+
+
+def _mixture(points: NDArray[np.floating], count: int, seed: int) -> Prior:
+    model = GaussianMixture(count, reg_covar=_FLOOR, max_iter=_ITERATIONS, tol=1e-2, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a few steps more or less are no fault
+        model.fit(points.astype(np.float64))
+    order = np.argsort(model.weights_)[::-1]
+    weights = model.weights_[order] / model.weights_.sum()
+    return Prior(weights, model.means_[order], np.linalg.cholesky(model.covariances_[order]))
+
+
+def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: dict[str, list[str]]) -> Directions:
+    """The principal directions of the codes, and those of attributes: of the labels if there are some, and of colours.
+
+    pixels (n, 3, S, S) and the lists of `labels` belong to the rows of `train`. Attribute directions are ridge
+    regressions, which keep attributes apart that occur together.
+    """
+    axes, _ = pca_directions(train.mu, min(PCA, train.mu.shape[1], len(train.mu) - 1))
+    found = {f"pca-{number + 1}": axis for number, axis in enumerate(axes) if axis.any()}
+    for name, marks in (_label_marks(labels) | _colour_marks(pixels)).items():
+        if np.ptp(marks) > 0 and name not in found:
+            found[name] = attribute_direction(train.mu, marks, method="ridge", penalty=float(len(train.mu)) / 100)
+    return Directions(tuple(found), np.stack(list(found.values())))
+
+
+def _label_marks(labels: dict[str, list[str]]) -> dict[str, NDArray[np.floating]]:
+    """Attribute -> 1 for the faces that have it: glasses, beard and hat at all; hair and skin by colour."""
+    marks: dict[str, NDArray[np.floating]] = {}
+    for attribute in ("glasses", "beard", "hat"):
+        if attribute in labels:
+            marks[attribute] = np.array([value != "NONE" for value in labels[attribute]], np.float64)
+    for attribute, prefix in (("hair_color", "hair"), ("skin", "skin")):
+        values = np.array(labels.get(attribute, []))
+        for value in sorted(set(values.tolist())):
+            marks[f"{prefix}-{value.lower().replace('_', '-')}"] = (values == value).astype(np.float64)
+    return {name: each for name, each in marks.items() if _FEWEST <= each.sum() <= len(each) - _FEWEST}
+
+
+def _colour_marks(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
+    """Attribute -> its measure: the brightness of the picture; of the place where hair is, brightness and colours."""
+    side = pixels.shape[-1]
+    top = np.array(pixels[:, :, side // 16 : side // 4, side // 4 : -side // 4]).mean((2, 3), dtype=np.float64)
+    whole = np.concatenate(
+        [pixels[start : start + 4096].mean((1, 2, 3), dtype=np.float64) for start in range(0, len(pixels), 4096)]
+    )
+    red, green, blue = top.T
+    return {
+        "brightness": whole,
+        "hair-bright": top.mean(1),
+        "hair-reddish": red - (green + blue) / 2,
+        "hair-greenish": green - (red + blue) / 2,
+        "hair-bluish": blue - (red + green) / 2,
+    }
+
+
+def learn(network: VAE, faces: Faces) -> tuple[Prior, Directions, dict[str, float]]:
+    """The prior, the directions and the scores of `fit_prior` for a network and the source that it was trained on."""
+    held_out = faces.held_out()
+    rows = np.flatnonzero(~held_out)
+    train, test = (encode(network, faces.pixels[part]) for part in (~held_out, held_out))
+    labels = {name: [values[row] for row in rows] for name, values in faces.labels.items()}
+    prior, scores = fit_prior(train, test)
+    return prior, fit_directions(train, faces.pixels[~held_out], labels), scores
