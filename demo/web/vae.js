@@ -1,0 +1,169 @@
+// The two graphs in the browser, and the little mathematics around them. No page here: app.js draws.
+
+const base = new URL("./", import.meta.url);
+
+async function engine() {
+  // WebGPU where there is an adapter, else WebAssembly; only the build that is needed is fetched.
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  const provider = adapter && !new URLSearchParams(location.search).has("wasm") ? "webgpu" : "wasm";
+  const ort = await import(new URL(`vendor/ort.${provider}.min.mjs`, base));
+  ort.env.wasm.wasmPaths = new URL("vendor/", base).href;
+  if (!self.crossOriginIsolated) ort.env.wasm.numThreads = 1;
+  return { ort, provider };
+}
+
+async function json(path) {
+  const answer = await fetch(new URL(path, base));
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.json();
+}
+
+const bytes = (text) =>
+  Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
+const floats = (text) => new Float32Array(bytes(text).buffer);
+
+export const models = () => json("models/index.json");
+
+export class VAE {
+  static async load(name) {
+    const { ort, provider } = await engine();
+    const place = `models/${name}/`;
+    const open = (file) =>
+      ort.InferenceSession.create(new URL(place + file, base).href, { executionProviders: [provider] });
+    const model = await json(place + "model.json");
+    const vae = new VAE();
+    Object.assign(vae, { ort, provider, place, size: model.image_size, dim: model.latent_dim, sliders: model.sliders });
+    vae.prior = {
+      weights: model.prior.weights,
+      means: floats(model.prior.means),
+      scales: model.prior.scales && floats(model.prior.scales),
+    };
+    vae.encoder = await open("encoder.onnx");
+    vae.decoder = await open("decoder.onnx");
+    return vae;
+  }
+
+  /** Codes (Float32Array, n x dim) -> pictures, Uint8ClampedArray RGBA (n x size x size). */
+  async decode(codes) {
+    const count = codes.length / this.dim;
+    const z = new this.ort.Tensor("float32", codes, [count, this.dim]);
+    const { image } = await this.decoder.run({ z });
+    const values = await image.getData();
+    const plane = this.size * this.size;
+    const pixels = new Uint8ClampedArray(count * plane * 4).fill(255);
+    for (let n = 0; n < count; n++)
+      for (let c = 0; c < 3; c++)
+        for (let i = 0, from = (n * 3 + c) * plane; i < plane; i++)
+          pixels[(n * plane + i) * 4 + c] = values[from + i] * 255; // clamps, and rounds half to even as NumPy does
+    return pixels;
+  }
+
+  /** RGBA pictures -> mu and logvar, Float32Array (n x dim) each. */
+  async encode(pixels) {
+    const plane = this.size * this.size;
+    const count = pixels.length / 4 / plane;
+    const values = new Float32Array(count * 3 * plane);
+    for (let n = 0; n < count; n++)
+      for (let c = 0; c < 3; c++)
+        for (let i = 0; i < plane; i++) values[(n * 3 + c) * plane + i] = pixels[(n * plane + i) * 4 + c] / 255;
+    const image = new this.ort.Tensor("float32", values, [count, 3, this.size, this.size]);
+    const { mu, logvar } = await this.encoder.run({ image });
+    return { mu: await mu.getData(), logvar: await logvar.getData() };
+  }
+
+  /** New codes from the prior: a component by its weight, then mean + temperature * scale * eps. */
+  sample(count, random, temperature = 1) {
+    const { weights, means, scales } = this.prior, dim = this.dim;
+    const codes = new Float32Array(count * dim), eps = new Float64Array(dim);
+    for (let n = 0; n < count; n++) {
+      let k = 0;
+      for (let left = random(); k < weights.length - 1 && left >= weights[k]; k++) left -= weights[k];
+      for (let i = 0; i < dim; i++) eps[i] = gauss(random);
+      for (let i = 0; i < dim; i++) {
+        let sum = scales ? 0 : eps[i];
+        if (scales) for (let j = 0; j <= i; j++) sum += scales[(k * dim + i) * dim + j] * eps[j];
+        codes[n * dim + i] = means[k * dim + i] + temperature * sum;
+      }
+    }
+    return codes;
+  }
+
+  /** The golden vectors through these graphs: the largest difference to Python, of 255 and of mu and logvar. */
+  async check() {
+    const golden = await json(this.place + "golden.json");
+    const rgb = bytes(golden.image), drawn = await this.decode(floats(golden.z));
+    const rgba = new Uint8ClampedArray((rgb.length / 3) * 4).fill(255);
+    let pixels = 0, codes = 0;
+    for (let i = 0; i < rgb.length; i++) {
+      const at = Math.floor(i / 3) * 4 + (i % 3);
+      rgba[at] = rgb[i];
+      pixels = Math.max(pixels, Math.abs(drawn[at] - rgb[i]));
+    }
+    for (const [name, found] of Object.entries(await this.encode(rgba))) {
+      const expected = floats(golden[name]);
+      found.forEach((value, i) => (codes = Math.max(codes, Math.abs(value - expected[i]))));
+    }
+    return { pixels, codes };
+  }
+}
+
+/** A seeded generator of numbers in [0, 1): mulberry32. */
+export function seeded(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+function gauss(random) {
+  return Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+}
+
+/** Spherical interpolation, straight where there is no arc; see vae_runtime.latent.slerp. */
+export function slerp(a, b, t) {
+  let aa = 0, bb = 0, ab = 0;
+  for (let i = 0; i < a.length; i++) { aa += a[i] * a[i]; bb += b[i] * b[i]; ab += a[i] * b[i]; }
+  const angle = Math.acos(Math.min(1, Math.max(-1, ab / Math.sqrt(aa * bb || 1))));
+  const arc = angle > 1e-4 && angle < Math.PI - 1e-3;
+  const p = arc ? Math.sin((1 - t) * angle) / Math.sin(angle) : 1 - t;
+  const q = arc ? Math.sin(t * angle) / Math.sin(angle) : t;
+  return a.map((value, i) => p * value + q * b[i]);
+}
+
+/** A picture cut to its central square and resampled as vae_runtime.images.fit_square does: a triangle, 8 bits between. */
+export function fitSquare(source, width, height, size) {
+  const side = Math.min(width, height);
+  const left = Math.floor((width - side) / 2), top = Math.floor((height - side) / 2);
+  const taps = triangle(side, size);
+  const rows = new Uint8ClampedArray(side * size * 4);
+  const pixels = new Uint8ClampedArray(size * size * 4);
+  for (let y = 0; y < side; y++)
+    for (let x = 0; x < size; x++)
+      mix(taps[x], (j) => ((top + y) * width + left + j) * 4, source, rows, (y * size + x) * 4);
+  for (let y = 0; y < size; y++)
+    for (let x = 0; x < size; x++) mix(taps[y], (j) => (j * size + x) * 4, rows, pixels, (y * size + x) * 4);
+  return pixels;
+}
+
+function mix({ start, weights }, place, from, to, at) {
+  for (let c = 0; c < 4; c++) {
+    let sum = 0;
+    for (let j = 0; j < weights.length; j++) sum += weights[j] * from[place(start + j) + c];
+    to[at + c] = Math.floor(sum + 0.5);
+  }
+}
+
+function triangle(from, to) {
+  const scale = from / to, reach = Math.max(scale, 1);
+  return Array.from({ length: to }, (_, i) => {
+    const centre = (i + 0.5) * scale;
+    const start = Math.max(0, Math.floor(centre - reach + 0.5)), end = Math.min(from, Math.floor(centre + reach + 0.5));
+    const weights = Array.from({ length: end - start }, (_, j) =>
+      Math.max(0, 1 - Math.abs((start + j - centre + 0.5) / reach)));
+    const sum = weights.reduce((total, weight) => total + weight, 0);
+    return { start, weights: weights.map((weight) => weight / sum) };
+  });
+}

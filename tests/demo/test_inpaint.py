@@ -1,0 +1,145 @@
+"""The Inpaint tab: painted on in a browser, called through its API, and refused what is no painting."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.components import from_uri, to_uri
+from demo.studio import STEPS, psnr
+from tests.demo.test_app import BUNDLED, TINY, call, leaks
+from tests.demo.test_browser import open_tab, shown, wait_until
+from vae_runtime.images import save_png
+
+
+@pytest.fixture(autouse=True)
+def _able(vaes):
+    if not vaes[0].has_inverse:
+        pytest.skip("the bundled model has no inverse.onnx")
+
+
+@pytest.fixture
+def painting(vaes):
+    """A face with its middle hidden: (face, mask, what the page would send)."""
+    face = vaes[0].sample(1, rng=31)[0]
+    hidden = np.zeros(face.shape[:2], bool)
+    third = len(face) // 3
+    hidden[third:-third, third:-third] = True
+    mask = np.repeat(hidden[..., None] * np.uint8(255), 3, axis=2)
+    return face, hidden, {"src": to_uri(face), "mask": to_uri(mask)}
+
+
+def test_inpaint_gives_the_pixels_of_the_runtime(client, vaes, painting):
+    face, hidden, sent = painting
+    (answer,) = client.predict(BUNDLED, sent, 20, api_name="/inpaint")
+    found = from_uri(answer["src"])
+    assert np.array_equal(found, vaes[0].inpaint(face, hidden, steps=20)[0])
+    assert np.array_equal(found[~hidden], face[~hidden])
+
+
+def test_invert_comes_closer_than_the_encoder(client, vaes, painting):
+    face, _, sent = painting
+    answer, text = client.predict(BUNDLED, sent, 60, api_name="/invert")
+    original, first, closer = (from_uri(each["src"]) for each in answer)
+    assert np.array_equal(original, face)
+    assert np.array_equal(first, vaes[0].reconstruct(face)[0])
+    assert np.array_equal(closer, vaes[0].decode(vaes[0].invert(face, steps=60))[0])
+    assert psnr(face, closer) > psnr(face, first)
+    assert f"{psnr(face, closer):.1f} dB" in text
+
+
+def tall() -> str:
+    file = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+BLANK = to_uri(np.zeros((32, 32, 3), np.uint8))
+WHITE = to_uri(np.full((32, 32, 3), 255, np.uint8))
+BAD = [
+    (None, 20, "Give a picture first"),
+    ({"src": "", "mask": ""}, 20, "Give a picture first"),
+    ({"src": BLANK, "mask": ""}, 20, "Paint over a part"),
+    ({"src": BLANK, "mask": BLANK}, 20, "Paint over a part"),
+    ({"src": BLANK, "mask": WHITE}, 20, "ask"),
+    ({"src": BLANK, "mask": to_uri(np.full((5, 7, 3), 255, np.uint8))}, 20, "ask"),
+    ({"src": BLANK, "mask": "data:text/html;base64,QQ=="}, 20, "PNG data URI"),
+    ({"src": "file:///etc/passwd", "mask": BLANK}, 20, "PNG data URI"),
+    ({"src": "/etc/passwd", "mask": BLANK}, 20, "PNG data URI"),
+    ({"src": ["/etc/passwd"], "mask": BLANK}, 20, "PNG data URI"),
+    ({"src": {"path": "/etc/passwd"}, "mask": BLANK}, 20, "PNG data URI"),
+    ({"src": BLANK, "mask": 7}, 20, "PNG data URI"),
+    ({"src": tall(), "mask": BLANK}, 20, "ixel"),
+    ("/etc/passwd", 20, "Give a picture first"),
+    ([], 20, "Give a picture first"),
+    ({"src": BLANK, "mask": WHITE}, STEPS + 1, ""),
+    ({"src": BLANK, "mask": WHITE}, 1e9, ""),
+    ({"src": BLANK, "mask": WHITE}, -1, ""),
+    ({"src": BLANK, "mask": WHITE}, "many", ""),
+]
+
+
+@pytest.mark.parametrize(("sent", "steps", "sentence"), BAD, ids=lambda value: str(value)[:30])
+def test_what_is_no_painting_is_refused(address, client, sent, steps, sentence):
+    said = call(address, "inpaint", [BUNDLED, sent, steps])
+    assert "event: error" in said
+    assert sentence in said
+    assert not leaks(said)
+    assert len(said) < 1000
+
+
+def test_a_model_without_the_graph_says_so(address, client, page, painting):
+    assert "inverse.onnx" in call(address, "inpaint", [TINY, painting[2], 20])
+    open_tab(page, address, "inpaint")
+    page.locator("#inpaint-paint canvas").wait_for()
+    page.locator("#model input").click()
+    page.get_by_role("option", name="tiny").click()
+    page.get_by_text("came without the graph").wait_for()
+    assert not page.locator("#inpaint-run").is_visible()
+
+
+def stroke(page, *points: tuple[float, float]) -> None:
+    """Draw through points that are given in shares of the face."""
+    box = page.locator("#inpaint-paint canvas").bounding_box()
+    for number, (x, y) in enumerate(points):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def test_a_stroke_hides_and_what_it_hides_is_painted_anew(page, address, vaes, tmp_path):
+    face = vaes[0].sample(1, rng=32)[0]
+    size = vaes[0].image_size
+    open_tab(page, address, "inpaint")
+    page.locator("#inpaint-in button[aria-label*=emove]").first.click()
+    page.get_by_text("Give a face, then paint").wait_for()
+    page.locator("#inpaint-in input[type=file]").first.set_input_files(save_png(face, tmp_path / "me.png"))
+    wait_until(page, "#inpaint-paint", face[None])
+    page.locator("#inpaint-steps input[type=range]").fill("20")
+    page.locator("#inpaint-run").click()
+    page.get_by_text("Paint over a part of the face first").first.wait_for()
+    stroke(page, (0.3, 0.5), (0.5, 0.5), (0.7, 0.5))
+    page.locator("#inpaint-paint .mask").wait_for()
+    stroke(page, (0.5, 0.2), (0.5, 0.3))
+    page.wait_for_timeout(300)
+    mask = shown(page, "#inpaint-paint")[1].max(axis=2) > 127
+    assert mask[size // 2, size // 4 : -size // 4].all()
+    assert mask[size // 4, size // 2]
+    assert not mask[-size // 4 :].any()
+    assert not mask[:, : size // 8].any()
+    page.locator("#inpaint-run").click()
+    wait_until(page, "#inpaint-out", vaes[0].inpaint(face, mask, steps=20))
+    page.locator("#inpaint-paint .clear").click()
+    page.locator("#inpaint-paint .mask").wait_for(state="detached")
+    page.locator("#invert-run").click()
+    wait_until(
+        page,
+        "#invert-out",
+        np.stack([face, *vaes[0].reconstruct(face), *vaes[0].decode(vaes[0].invert(face, steps=20))]),
+    )
+    assert "dB" in page.locator("#invert-figures").inner_text()

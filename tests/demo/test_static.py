@@ -1,0 +1,176 @@
+"""The page without a server: assembled, served as plain files, and its pixels compared with Python's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.space import ORT_FILES, main
+from tests.demo.conftest import serving_files
+from vae_runtime import InputError, ModelFileError
+from vae_runtime.images import save_png
+from vae_runtime.model import bundled_model
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, folder) -> Path:
+    """The static Space with both models; its engine from $ORT_WEB (a folder) or from npm."""
+    out = tmp_path_factory.mktemp("static") / "site"
+    engine = os.environ.get("ORT_WEB")
+    if engine is None and shutil.which("npm") is None:
+        pytest.skip("the static page needs onnxruntime-web: install npm, or name a folder with its files in ORT_WEB")
+    models = [str(bundled_model()), str(folder)]
+    try:
+        assert main([*models, "--static", "--out", str(out), *(["--engine", engine] if engine else [])]) == 0
+    except InputError as error:
+        if "cannot be fetched" not in str(error):
+            raise
+        pytest.skip(f"the static page needs onnxruntime-web: {error}")
+    return out
+
+
+@pytest.fixture(scope="module")
+def static(site):
+    """The address of the files, served with the headers of a static Space."""
+
+    with serving_files(site) as address:
+        yield address
+
+
+def ready(page, static: str, name: str = "") -> None:
+    page.goto(static)
+    page.locator("html[data-ready]").wait_for()
+    if name:
+        page.locator("#model").select_option(name)
+        page.locator(f"html[data-ready='{name}']").wait_for()
+
+
+def test_the_page_has_the_golden_vectors_of_the_export(site, folder):
+    name = bundled_model().name
+    for model, place in ((bundled_model(), site / "models" / name), (folder, site / "models" / "tiny")):
+        assert (place / "golden.json").read_bytes() == (model / "golden.json").read_bytes()
+
+
+def test_a_model_without_golden_vectors_becomes_no_page(tmp_path, tiny):
+    with pytest.raises(ModelFileError, match=r"no golden\.json in it"):
+        main([str(tiny.folder), "--static", "--out", str(tmp_path / "site"), "--engine", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", [bundled_model().name, "tiny"])
+def test_the_browser_draws_what_python_draws(page, static, name):
+    ready(page, static, name)
+    found = page.locator("html").evaluate("root => ({...root.dataset})")
+    assert found["ready"] == name
+    assert int(found["pixels"]) <= 1
+    assert float(found["codes"]) < 1e-4
+    assert f"by {found['pixels']} of 255" in page.locator("#about").inner_text()
+
+
+def test_codes_from_here_become_the_same_pixels_there(page, static, vaes):
+    """The page's own module, on codes that are not in the golden file."""
+    ready(page, static)
+    size, z = vaes[0].image_size, vaes[0].prior.sample(3, rng=5)
+    drawn = page.evaluate(
+        """async ([name, codes]) => {
+            const {VAE} = await import('./vae.js');
+            const vae = await VAE.load(name);
+            return [...await vae.decode(Float32Array.from(codes))];
+        }""",
+        [bundled_model().name, z.ravel().tolist()],
+    )
+    there = np.array(drawn, np.uint8).reshape(3, size, size, 4)[..., :3]
+    assert np.abs(there.astype(int) - vaes[0].decode(z)).max() <= 1
+
+
+def test_pictures_are_cut_and_resampled_as_in_python(page, static, vaes, rng):
+    ready(page, static)
+    size, picture = vaes[0].image_size, rng.integers(0, 256, (90, 130, 3), np.uint8)
+    source = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+    seen = page.evaluate(
+        "async ([pixels, w, h, size]) => [...(await import('./vae.js')).fitSquare(pixels, w, h, size)]",
+        [source.ravel().tolist(), 130, 90, size],
+    )
+    there = np.array(seen, np.uint8).reshape(size, size, 4)[..., :3]
+    assert np.abs(there.astype(int) - vaes[0].prepare(picture)[0]).max() <= 1
+
+
+def test_the_prior_is_sampled_as_it_is(page, static, vaes):
+    """A mixture of two Gaussians: mean and spread of the codes drawn by the page are those of the prior."""
+    ready(page, static, "tiny")
+    codes = page.evaluate(
+        """async () => {
+            const {VAE, seeded} = await import('./vae.js');
+            const vae = await VAE.load('tiny');
+            return [...vae.sample(4000, seeded(1))];
+        }"""
+    )
+    there, here = np.array(codes).reshape(4000, 4), vaes[1].prior.sample(4000, rng=1)
+    np.testing.assert_allclose(there.mean(axis=0), here.mean(axis=0), atol=0.08)
+    np.testing.assert_allclose(there.std(axis=0), here.std(axis=0), atol=0.08)
+
+
+def test_dragging_blends_and_every_wish_is_drawn(page, static):
+    ready(page, static)
+    face = page.locator("#face")
+    before = face.evaluate("canvas => canvas.toDataURL()")
+    box = face.bounding_box()
+    frames = int(page.locator("html").get_attribute("data-frames"))
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    for step in range(30):
+        page.mouse.move(box["x"] + box["width"] * (0.3 + step / 60), box["y"] + box["height"] * 0.5)
+    page.mouse.up()
+    page.wait_for_timeout(200)
+    assert face.evaluate("canvas => canvas.toDataURL()") != before
+    assert int(page.locator("html").get_attribute("data-frames")) - frames > 5
+
+
+def test_sliders_bend_the_face_and_go_back(page, static):
+    ready(page, static)
+    face, slider = page.locator("#face"), page.locator("#sliders input").first
+    before = face.evaluate("canvas => canvas.toDataURL()")
+    slider.fill("3")
+    page.wait_for_function(f"document.querySelector('#face').toDataURL() !== '{before}'")
+    page.locator("#zero").click()
+    page.wait_for_function(f"document.querySelector('#face').toDataURL() === '{before}'")
+
+
+def test_an_own_picture_comes_back_and_leaves_nothing_behind(page, static, vaes, tmp_path):
+    size, face = vaes[0].image_size, vaes[0].sample(1, rng=8)[0]
+    ready(page, static)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
+    page.locator("#own").set_input_files(save_png(face, tmp_path / "me.png"))
+    page.locator("#pair").wait_for()
+    read = f"canvas => [...canvas.getContext('2d').getImageData(0, 0, {size}, {size}).data]"
+    there = page.locator("#after").evaluate(read)
+    there = np.array(there, np.uint8).reshape(size, size, 4)[..., :3]
+    assert np.abs(there.astype(int) - vaes[0].reconstruct(face)[0]).max() <= 1
+    assert asked == []
+
+
+def test_a_file_that_is_no_picture_gets_a_sentence(page, static, tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    ready(page, static)
+    page.locator("#own").set_input_files(tmp_path / "no.png")
+    page.get_by_text("no picture this browser can read").wait_for()
+
+
+def test_a_phone_shows_all_of_it(page, static):
+    page.set_viewport_size({"width": 390, "height": 844})
+    ready(page, static)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_folder_is_a_static_space(site):
+    head = (site / "README.md").read_text().split("---")[1]
+    assert "sdk: static" in head
+    assert "app_file: index.html" in head
+    assert {path.name for path in (site / "vendor").iterdir()} == set(ORT_FILES)
+    with Image.open(site / "thumbnail.png") as picture:
+        assert min(picture.size) > 200
