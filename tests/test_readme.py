@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from vae_runtime.images import save_animation
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,33 +32,84 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, colour in {"a": "teal", "b": "salmon", "me": "gold", "you": "navy"}.items():
         Image.new("RGB", (40, 50), colour).save(f"{name}.png")
+    (tmp_path / "faces").mkdir()
+    for name in ("a", "b", "me", "you"):
+        shutil.copy(f"{name}.png", "faces")
     return tmp_path
 
 
-@pytest.mark.parametrize("code", PYTHON)
+APPS = {block.split(":")[0].removeprefix("# "): block for block in PYTHON if block.startswith("# ")}
+
+
 @pytest.mark.filterwarnings("ignore:running on the CPU")
-def test_the_python_examples_run(code, place):
+def test_the_python_example_runs(place):
     names: dict[str, object] = {}
-    exec(code, names)
-    assert names["faces"].shape == (16, 32, 32, 3)
-    assert names["mu"].shape == names["logvar"].shape == (2, 128)
-    assert names["again"].shape == (1, 32, 32, 3)
-    assert names["between"].shape == (8, 32, 32, 3)
+    exec(PYTHON[0], names)
+    assert names["faces"].shape == (16, 64, 64, 3)
+    assert names["mu"].shape == names["logvar"].shape == (2, names["vae"].latent_dim)
+    assert names["again"].shape == (1, 64, 64, 3)
+    assert names["between"].shape == (8, 64, 64, 3)
+    assert names["bolder"].shape == (1, 64, 64, 3)
+    assert names["oddity"].shape == (2,)
+
+
+def run_app(name: str, *arguments: str, code: str = "") -> str:
+    """What an example of "Use it in your app" prints, run as a file of its own."""
+    Path(name).write_text(APPS[name] + code, encoding="utf-8")
+    done = subprocess.run([sys.executable, name, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_script_finds_the_same_face(place):
+    printed = run_app("alike.py", "me.png", "faces").splitlines()
+    assert len(printed) == 3
+    assert printed[0].split() == ["0.000", str(Path("faces", "me.png"))]
+
+
+def test_the_server_answers(place):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    code = """
+from fastapi.testclient import TestClient
+client = TestClient(app)
+for answer in (
+    client.get("/sample?seed=3"),
+    client.post("/reconstruct", content=open("me.png", "rb").read()),
+    client.post("/reconstruct", content=b"no picture"),
+):
+    size = Image.open(io.BytesIO(answer.content)).size if answer.status_code == 200 else answer.json()["detail"]
+    print(answer.status_code, size)
+"""
+    first, second, refused = run_app("server.py", code=code).splitlines()
+    assert first == second == "200 (64, 64)"
+    assert refused.startswith("422 images[0]: bytes: not a picture")
+
+
+def test_the_video_loop_writes_as_many_frames(place):
+    cv2 = pytest.importorskip("cv2")
+    frames = [np.asarray(Image.open("me.png").resize((64, 48)))] * 4
+    save_animation(frames, "in.webm")
+    run_app("mirror.py", "in.webm", "out.webm")
+    video = cv2.VideoCapture("out.webm")
+    read = [video.read() for _ in range(5)]
+    assert [more for more, _ in read] == [True] * 4 + [False]
+    assert read[0][1].shape == (256, 512, 3)
 
 
 @pytest.mark.parametrize("line", PLAY)
 def test_the_runtime_commands_run(line, place):
-    arguments = shlex.split(line)
+    arguments = shlex.split(line) + (["--seconds", "0.1"] if "benchmark" in line else [])
     done = subprocess.run([sys.executable, *arguments[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    if "-o" in arguments:
+    if "-o" in arguments and not arguments[-1].endswith(".npy"):
         with Image.open(arguments[arguments.index("-o") + 1]) as picture:
             assert min(picture.size) > 30
 
 
 def test_there_is_something_to_run():
-    assert len(PYTHON) == 1
-    assert len(PLAY) == 4
+    assert list(APPS) == ["alike.py", "server.py", "mirror.py"]
+    assert len(PLAY) == 8
 
 
 def test_there_are_two_set_up_commands_and_ci_runs_the_second():
