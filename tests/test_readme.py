@@ -32,6 +32,10 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, colour in {"a": "teal", "b": "salmon", "me": "gold", "you": "navy"}.items():
         Image.new("RGB", (40, 50), colour).save(f"{name}.png")
+    hole = np.zeros((50, 40), np.uint8)
+    hole[10:20, 10:30] = 255
+    Image.fromarray(hole).save("hole.png")
+    Image.new("RGB", (8, 8), "olive").save("thumbnail.png")
     (tmp_path / "faces").mkdir()
     for name in ("a", "b", "me", "you"):
         shutil.copy(f"{name}.png", "faces")
@@ -51,6 +55,8 @@ def test_the_python_example_runs(place):
     assert names["between"].shape == (8, 64, 64, 3)
     assert names["bolder"].shape == (1, 64, 64, 3)
     assert names["oddity"].shape == (2,)
+    assert names["z"].shape == (1, names["vae"].latent_dim)
+    assert names["whole"].shape == names["large"].shape == (1, 64, 64, 3)
 
 
 def run_app(name: str, *arguments: str, code: str = "") -> str:
@@ -99,7 +105,7 @@ def test_the_video_loop_writes_as_many_frames(place):
 
 @pytest.mark.parametrize("line", PLAY)
 def test_the_runtime_commands_run(line, place):
-    arguments = shlex.split(line) + (["--seconds", "0.1"] if "benchmark" in line else [])
+    arguments = shlex.split(line) + (["--seconds", "0.1", "--batches", "1"] if "benchmark" in line else [])
     done = subprocess.run([sys.executable, *arguments[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if "-o" in arguments and not arguments[-1].endswith(".npy"):
@@ -109,7 +115,7 @@ def test_the_runtime_commands_run(line, place):
 
 def test_there_is_something_to_run():
     assert list(APPS) == ["alike.py", "server.py", "mirror.py"]
-    assert len(PLAY) == 8
+    assert len(PLAY) == 11
 
 
 def test_there_are_two_set_up_commands_and_ci_runs_the_second():

@@ -429,7 +429,8 @@ def push_model(arguments: argparse.Namespace) -> None:
     config = ModelConfig.load(folder)
     for file, digest in config.files.items():
         read_verified(folder / file, digest)
-    print(push(folder, arguments.repository, [CONFIG_FILE, "README.md", *config.files], arguments.private))
+    # The card is shown with its pictures, which no digest guards.
+    print(push(folder, arguments.repository, [CONFIG_FILE, CARD_FILE, "*.png", *config.files], arguments.private))
 
 
 def _write_sheet(sheet: Pixels, arguments: argparse.Namespace) -> None:

@@ -56,6 +56,9 @@ class TrainConfig:
     )
     beta: float = _number(1.0, "weight of the KL divergence", 0.0, 1e6)
     kl_warmup: int = _number(200, "steps over which the weight of the KL divergence grows from 0", 0, 10_000_000)
+    sharpness: float = _number(
+        0.0, "weight of the patch distance, in nats a colour value, in the second half of a run", 0.0, 1e6
+    )
     free_bits: float = _number(0.0, "nats that each latent's KL divergence may have for nothing", 0.0, 100.0)
     ema: float = _number(
         0.999, "decay of the averaged weights, which are evaluated and exported; 0: no average", 0.0, 0.99999
@@ -104,14 +107,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "classic": {},
     "base": {
         "image_size": 64,
-        "latent_dim": 384,
-        "epochs": 60,
+        "latent_dim": 512,
+        "epochs": 50,
         "batch_size": 64,
         "learning_rate": 2e-3,
         "schedule": "cosine",
         "warmup": 200,
         "clip": 1000.0,
         "likelihood": "gaussian",
+        "sharpness": 1.0,
         "flip": True,
     },
 }

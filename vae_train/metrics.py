@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -81,15 +82,22 @@ def sliced_wasserstein(images: Tensor, others: Tensor, seed: int = 0) -> dict[in
     return distances
 
 
-def _pyramid(pixels: Tensor) -> list[Tensor]:
-    """The Laplacian pyramid of uint8 pictures, in [-1, 1], the finest level first."""
-    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=pixels.device) / 16
-    kernel = (line[:, None] * line[None]).expand(3, 1, 5, 5)
+@functools.cache
+def _binomial(device: torch.device) -> Tensor:
+    """The smoothing kernel of the pyramid, made once a device: a CUDA graph cannot record its way there."""
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=device) / 16
+    return (line[:, None] * line[None]).expand(3, 1, 5, 5)
+
+
+def laplacian_pyramid(images: Tensor) -> list[Tensor]:
+    """(n, 3, S, S) -> what each halving of the side takes away, (n, 3, S, S) first, and what is left at 16 pixels or
+    more, (n, 3, s, s), last: together they are the pictures (Burt & Adelson, "The Laplacian pyramid", 1983)."""
+    kernel = _binomial(images.device)
 
     def smooth(x: Tensor) -> Tensor:
         return functional.conv2d(functional.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
 
-    levels = [pixels.float() / 127.5 - 1]
+    levels = [images]
     while levels[-1].shape[-1] // 2 >= SMALLEST_LEVEL:
         levels.append(smooth(levels[-1])[..., ::2, ::2])
     for index in range(len(levels) - 1):
@@ -97,6 +105,11 @@ def _pyramid(pixels: Tensor) -> list[Tensor]:
         spread[..., ::2, ::2] = levels[index + 1]
         levels[index] = levels[index] - 4 * smooth(spread)
     return levels
+
+
+def _pyramid(pixels: Tensor) -> list[Tensor]:
+    """The Laplacian pyramid of uint8 pictures, in [-1, 1], the finest level first."""
+    return laplacian_pyramid(pixels.float() / 127.5 - 1)
 
 
 def _descriptors(level: Tensor, generator: torch.Generator) -> Tensor:

@@ -88,10 +88,10 @@ def double(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def base_encoder() -> nn.Sequential:
-    """(n, 3, S, S) -> (n, 64, S/16, S/16)
+    """(n, 3, S, S) -> (n, 32, S/8, S/8)
 
-    The last layer and the heads behind it are one linear map in two factors, because a single one would hold more
-    weights than all convolutions.
+    It stops at an eighth of the side: the linear map behind it sees the whole face, and what convolutions of stride 2
+    would have to squeeze into few numbers before, it can weigh itself. The last layer keeps it small.
     """
     return nn.Sequential(
         nn.Conv2d(3, 32, 4, stride=2, padding=1),
@@ -100,19 +100,15 @@ def base_encoder() -> nn.Sequential:
         Block(64),
         halve(64, 128),
         Block(128),
-        halve(128, 192),
-        Block(192),
         nn.LeakyReLU(0.2),
-        nn.Conv2d(192, 64, 1),
+        nn.Conv2d(128, 32, 1),
     )
 
 
 def base_decoder() -> nn.Sequential:
-    """(n, 64, S/16, S/16) -> (n, 3, S, S)"""
+    """(n, 32, S/8, S/8) -> (n, 3, S, S)"""
     return nn.Sequential(
-        nn.Conv2d(64, 192, 1),
-        Block(192),
-        double(192, 128),
+        nn.Conv2d(32, 128, 1),
         Block(128),
         double(128, 64),
         Block(64),
@@ -124,8 +120,12 @@ def base_decoder() -> nn.Sequential:
     )
 
 
-NETWORKS = {"classic": (classic_encoder, classic_decoder, 256, 32), "base": (base_encoder, base_decoder, 64, 16)}
+NETWORKS = {"classic": (classic_encoder, classic_decoder, 256, 32), "base": (base_encoder, base_decoder, 32, 8)}
 """Preset -> its two halves, the channels between them and the vector, and how many times the side is divided."""
+
+_LOGVAR_RANK = 64
+"""Of the linear map to logvar in `base`: how sure a code is depends on little, and a full map would weigh as much as
+that to mu."""
 
 
 class Encoder(nn.Module):
@@ -137,7 +137,10 @@ class Encoder(nn.Module):
         width = channels * (image_size // divisor) ** 2
         self.features = nn.Sequential(*make(), nn.Flatten())
         self.mu = nn.Linear(width, latent_dim)
-        self.logvar = nn.Linear(width, latent_dim)
+        self.logvar: nn.Module = nn.Linear(width, latent_dim)
+        if preset == "base":
+            rank = min(_LOGVAR_RANK, latent_dim)
+            self.logvar = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, latent_dim))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(image)

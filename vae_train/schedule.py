@@ -1,5 +1,5 @@
-"""What changes from step to step: the learning rate, the weight of the KL divergence, and that of the newest weights in
-their moving average."""
+"""What changes from step to step: the learning rate, the weights of the KL divergence and of the patch distance, and
+that of the newest weights in their moving average."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def kl_weight(step: int, warmup: int) -> float:
     silence latents that the decoder has not learned to use yet.
     """
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def sharpness_weight(step: int, steps: int) -> float:
+    """Share of the patch distance's weight at a step, counted from 0, of `steps` in all: none in the first half, while
+    there is no shape to sharpen; then it grows evenly to 1 over a tenth of the run."""
+    return min(1.0, max(0.0, 10 * (step + 1 - steps / 2) / steps))
 
 
 def average_weight(step: int, decay: float) -> float:

@@ -37,23 +37,26 @@ from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data import Faces, load_faces
 from vae_train.distributed import ALONE, World, joined, wrapped
 from vae_train.errors import DataError, TrainingError, UsageError
-from vae_train.feed import HELD_OUT, NOISE, Feed, free_memory, stream, to_unit
+from vae_train.feed import HELD_OUT, KERNELS, NOISE, Feed, free_memory, stream, to_unit
 from vae_train.figures import FIGURES, draw_curve, draw_faces
 from vae_train.log import Log, read_metrics
 from vae_train.losses import (
+    PATCH_KERNELS,
     bits_per_dim,
     gaussian_nll,
     kl_divergence,
     kl_per_latent,
     negative_elbo,
     optimal_variance,
+    patch_distance,
+    patch_kernels,
     reconstruction_nats,
     squared_error,
     with_free_bits,
 )
-from vae_train.metrics import active_units, psnr
+from vae_train.metrics import PATCH, active_units, psnr
 from vae_train.model import VAE, reparameterize
-from vae_train.schedule import average_weight, kl_weight, learning_rate
+from vae_train.schedule import average_weight, kl_weight, learning_rate, sharpness_weight
 from vae_train.state import ERROR, IMAGES, KL, LAST_SKIPPED, SKIPPED, State, make_state, restore, save, update_average
 
 UNREADABLE_FILE = "unreadable.txt"
@@ -144,7 +147,7 @@ def train_epoch(state: State, config: TrainConfig, feed: Feed, step: Step, bar: 
         number = state.epoch * feed.batches + state.batch
         noise = stream(config.seed, NOISE, number, device)
         eps = world.share(torch.randn(size, config.latent_dim, generator=noise, device=device))
-        step(pixels, mirrored, eps, table[state.batch])
+        step(pixels, mirrored, eps, draw_kernels(config, number, device), table[state.batch])
         state.batch += 1
         bar.update(size)
         if time.monotonic() - looked > _LOOK_EVERY:
@@ -169,21 +172,25 @@ def train_step(
     pixels: Tensor,
     mirrored: Tensor,
     eps: Tensor,
+    kernels: Tensor,
     dials: Tensor,
 ) -> None:
     """One step of the optimiser on this process's share of a batch; nothing in it waits for the device.
 
     network: `state.model`, or what it was wrapped in. pixels (n, 3, S, S) uint8, mirrored (n,) bool,
-    eps (n, latent_dim), dials (3,): see `dials`. A step whose loss or gradient is no number changes nothing but the
-    tally.
+    eps (n, latent_dim), kernels: see `draw_kernels`, dials (4,): see `dials`.
+    A step whose loss or gradient is no number changes nothing but the tally.
     """
-    rate, kl_share, newest = dials
+    rate, kl_share, newest, sharp_share = dials
     image = to_unit(torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels))
     buffers = [buffer.clone() for buffer in state.model.buffers()]
     with torch.autocast(image.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         reconstruction, mu, logvar = network(image, eps)
     error, kl = squared_error(reconstruction, image), kl_per_latent(mu, logvar)
     loss = objective(error, kl, config.beta * kl_share, config, image[0].numel(), world)
+    if config.sharpness:
+        weight = config.sharpness * sharp_share * image[0].numel()
+        loss = loss + weight * patch_distance(reconstruction, image, kernels)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
 
@@ -224,9 +231,16 @@ def objective(
     return negative_elbo(reconstruction, penalty, beta).mean()
 
 
+def draw_kernels(config: TrainConfig, step: int, device: torch.device) -> Tensor:
+    """The directions in which the patches of a step are compared, (K, 3, 7, 7); none where sharpness weighs nothing."""
+    count = PATCH_KERNELS if config.sharpness else 0
+    noise = stream(config.seed, KERNELS, step, device)
+    return patch_kernels(torch.randn(count, 3, PATCH, PATCH, generator=noise, device=device))
+
+
 def dials(config: TrainConfig, epoch: int, batches: int) -> Tensor:
-    """(batches, 3): the learning rate, the weight of the KL divergence and the newest weights' share of their average,
-    at each step of an epoch."""
+    """(batches, 4): the learning rate, the weight of the KL divergence, the newest weights' share of their average and
+    the weight of the patch distance, at each step of an epoch."""
     steps = range(epoch * batches, (epoch + 1) * batches)
     return torch.tensor(
         [
@@ -234,6 +248,7 @@ def dials(config: TrainConfig, epoch: int, batches: int) -> Tensor:
                 learning_rate(step, config.epochs * batches, config.learning_rate, config.warmup, config.schedule),
                 kl_weight(step, config.kl_warmup),
                 average_weight(step, config.ema),
+                sharpness_weight(step, config.epochs * batches),
             )
             for step in steps
         ]
@@ -254,7 +269,8 @@ def make_step(state: State, config: TrainConfig, feed: Feed) -> Step:
         torch.zeros(shape, dtype=torch.uint8, device=feed.device),
         torch.zeros(config.batch_size, dtype=torch.bool, device=feed.device),
         torch.zeros(config.batch_size, config.latent_dim, device=feed.device),
-        torch.zeros(3, device=feed.device),
+        draw_kernels(config, 0, feed.device),
+        torch.zeros(4, device=feed.device),
     )
     state.tally.copy_(tally)
     return recorded

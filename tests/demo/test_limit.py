@@ -8,6 +8,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -83,7 +84,8 @@ def outcomes(peer: str, forwarded: list[str], trusted: str) -> list[int]:
             headers = [(b"x-forwarded-for", text.encode())]
             await app({"type": "http", "method": "POST", "headers": headers, "client": (peer, 1)}, None, send)
 
-    asyncio.run(run())
+    with ThreadPoolExecutor(1) as thread:  # the browser of other tests keeps a loop running in this one
+        thread.submit(asyncio.run, run()).result()
     return found
 
 

@@ -16,7 +16,7 @@ from tiny_model import DIM, SIZE, build_model
 
 from vae_runtime import VAE, InputError, ModelConfig, ModelFileError
 from vae_runtime.__main__ import main
-from vae_runtime.config import VARIANTS, graph_files
+from vae_runtime.config import INVERSE_FILE, VARIANTS, graph_files
 
 
 @pytest.fixture
@@ -101,6 +101,7 @@ def test_only_the_graphs_that_are_asked_for_are_fetched(model, tmp_path):
     assert {file for file in files_of(model) if any(line.endswith(f"/{file}") for line in log)} == {
         "config.json",
         *graph_files("fp16"),
+        INVERSE_FILE,
     }
 
 

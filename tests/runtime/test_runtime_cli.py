@@ -11,7 +11,7 @@ from hub_stand_in import hub
 from PIL import Image
 from tiny_model import DIM, SIZE
 
-from vae_runtime import VAE, InputError, benchmark
+from vae_runtime import VAE, InputError, peers
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
 from vae_runtime.images import image_grid
@@ -155,15 +155,25 @@ def test_edit_by_a_file_of_directions(tmp_path, options, pictures, capsys):
 
 
 def test_benchmark(tmp_path, tiny, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "OTHERS", ("onnxruntime", "nothing"))
-    monkeypatch.setitem(benchmark._OPENERS, "nothing", lambda data, threads: __import__("no_such_package"))
+    class Nothing(peers.Local):
+        name = "nothing"
+
+        def version(self):
+            raise ModuleNotFoundError
+
+        def open(self, graph, threads):
+            return __import__("no_such_package")
+
+    monkeypatch.setattr(peers, "for_speed", lambda: [peers.Onnxruntime(), Nothing()])
     out = tmp_path / "b.json"
-    assert main(["benchmark", str(tiny.folder), "--seconds", "0.1", "--device", "cpu", "--json", str(out)]) == 0
+    options = ["--seconds", "0.1", "--device", "cpu", "--threads", "1,2", "--batches", "1,8", "--json", str(out)]
+    assert main(["benchmark", str(tiny.folder), *options]) == 0
     rows = json.loads(out.read_text())
-    assert {(row["verb"], row["batch"], row["name"]) for row in rows} == {
-        (verb, batch, name)
+    assert {(row["verb"], row["batch"], row["threads"], row["name"]) for row in rows} == {
+        (verb, batch, threads, name)
         for verb in ("encode", "decode")
-        for batch in (1, 8, 64)
+        for batch in (1, 8)
+        for threads in (1, 2)
         for name in ("vae_runtime", "onnxruntime")
     }
     assert all(row["p50"] <= row["p95"] for row in rows)

@@ -109,7 +109,7 @@ def test_a_fitted_prior_is_what_samples_come_from(run, tmp_path, monkeypatch):
     monkeypatch.setattr(posterior, "fit_prior", lambda *_: (shifted, {"1": 0.0}))
     export(run, tmp_path / "model", faces=source_of(run))
     player = vae_runtime.VAE.load(tmp_path / "model", device="cpu")
-    assert "`prior.npz`, 1 Gaussian fitted" in (tmp_path / "model" / "README.md").read_text()
+    assert "`prior.npz`, a Gaussian fitted" in (tmp_path / "model" / "README.md").read_text()
     expected = player.decode(np.full((1, 4), 3.0, np.float32)).astype(int)
     assert np.abs(player.sample(3, rng=1).astype(int) - expected).max() <= 6
     figures = evaluate(open_model(tmp_path / "model", torch.device("cpu")), source_of(run).pixels[:20])

@@ -20,7 +20,7 @@ from vae_train.errors import TrainingError
 from vae_train.log import read_metrics
 from vae_train.schedule import average_weight
 from vae_train.state import CHECKPOINTS, State, make_state
-from vae_train.train import MAX_SKIPPED, check, dials, train, train_step
+from vae_train.train import MAX_SKIPPED, check, dials, draw_kernels, train, train_step
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=8, latent_dim=16, precision="float32")
@@ -30,21 +30,23 @@ SETTINGS = {
     "clipped": {"clip": 1.0},
     "free bits": {"free_bits": 0.2, "kl_warmup": 0},
     "cosine, no average": {"schedule": "cosine", "warmup": 2, "epochs": 2, "ema": 0.0},
+    "sharpness": {"sharpness": 0.5, "epochs": 1},
     "base": {"preset": "base", "likelihood": "gaussian", "clip": 100.0, "beta": 0.5},
 }
 
 
-def draw(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw(step: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return pixels, torch.rand(8, generator=generator) < 0.5, torch.randn(8, 16, generator=generator)
+    eps = torch.randn(8, 16, generator=generator)
+    return pixels, torch.rand(8, generator=generator) < 0.5, eps, draw_kernels(config, step, CPU)
 
 
 def take(state: State, config: TrainConfig, steps: int, first: int = 0) -> None:
     table = dials(config, 0, 6)
     state.model.train()
     for step in range(first, first + steps):
-        train_step(state, state.model, config, ALONE, *draw(step), table[step])
+        train_step(state, state.model, config, ALONE, *draw(step, config), table[step])
 
 
 def snapshot(state: State) -> dict[str, torch.Tensor]:
@@ -69,7 +71,7 @@ def test_steps_are_those_of_a_plain_loop(settings):
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=False, foreach=False)
     table, squared_errors = dials(config, 0, 6), 0.0
     for step in range(4):
-        pixels, mirrored, eps = draw(step)
+        pixels, mirrored, eps, kernels = draw(step, config)
         image = torch.stack([p.flip(2) if m else p for p, m in zip(pixels, mirrored, strict=True)]).float() / 255
         reconstruction, mu, logvar = model(image, eps)
         mse = (reconstruction - image).square().mean()
@@ -77,8 +79,13 @@ def test_steps_are_those_of_a_plain_loop(settings):
         kl = 0.5 * (logvar.exp() + mu**2 - 1 - logvar)
         likelihood = error if config.likelihood == "mse" else image[0].numel() / 2 * mse.log()
         penalty = kl.mean(0).clamp_min(config.free_bits).sum() if config.free_bits else kl.sum(1).mean()
+        loss = likelihood + config.beta * table[step, 1] * penalty
+        if config.sharpness:
+            loss = loss + config.sharpness * table[step, 3] * mse.new_tensor(3072) * losses.patch_distance(
+                reconstruction, image, kernels
+            )
         optimizer.zero_grad()
-        (likelihood + config.beta * table[step, 1] * penalty).backward()
+        loss.backward()
         if config.clip:
             clip_grad_norm_(model.parameters(), config.clip)
         optimizer.param_groups[0]["lr"] = table[step, 0].item()
@@ -100,8 +107,9 @@ def test_a_step_that_is_no_number_changes_nothing():
     state = make_state(CONFIG, CPU)
     take(state, CONFIG, 2)
     before, tally = snapshot(state), state.tally.clone()
-    pixels, mirrored, eps = draw(2)
-    train_step(state, state.model, CONFIG, ALONE, pixels, mirrored, eps * float("nan"), dials(CONFIG, 0, 6)[2])
+    pixels, mirrored, eps, kernels = draw(2)
+    spoiled = pixels, mirrored, eps * float("nan"), kernels
+    train_step(state, state.model, CONFIG, ALONE, *spoiled, dials(CONFIG, 0, 6)[2])
     after = snapshot(state)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert state.tally.tolist() == [*tally[:3].tolist(), 1, 2]
@@ -135,8 +143,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     real, seen = loop.train_step, iter(range(10**6))
 
     def step(*arguments: object) -> None:
-        *first, pixels, mirrored, eps, table = arguments
-        real(*first, pixels, mirrored, eps * float("nan") if next(seen) in steps else eps, table)
+        *first, eps, kernels, table = arguments
+        real(*first, eps * float("nan") if next(seen) in steps else eps, kernels, table)
 
     monkeypatch.setattr(loop, "train_step", step)
 
@@ -187,7 +195,7 @@ def test_without_a_gpu_there_is_no_graph_and_a_warning_says_so(capsys):
     state = make_state(CONFIG, CPU)
     before = snapshot(state)
     step = partial(train_step, state, state.model, CONFIG, ALONE)
-    assert captured(step, *draw(0), torch.zeros(3)) is step
+    assert captured(step, *draw(0), torch.zeros(4)) is step
     assert "no CUDA graph of the step" in capsys.readouterr().err
     assert before.keys() <= snapshot(state).keys()
 
