@@ -57,7 +57,7 @@ class TrainConfig:
     beta: float = _number(1.0, "weight of the KL divergence", 0.0, 1e6)
     kl_warmup: int = _number(200, "steps over which the weight of the KL divergence grows from 0", 0, 10_000_000)
     sharpness: float = _number(
-        0.0, "weight of the patch distance, in nats a colour value, in the second half of a run", 0.0, 1e6
+        0.0, "weight of the patch distance, in nats a colour value, in the last quarter of a run", 0.0, 1e6
     )
     free_bits: float = _number(0.0, "nats that each latent's KL divergence may have for nothing", 0.0, 100.0)
     ema: float = _number(
@@ -146,9 +146,9 @@ def resumed_config(run: Path, given: dict[str, Any]) -> TrainConfig:
     epochs = given.get("epochs", saved.epochs)
     if epochs < saved.epochs:
         raise UsageError(f"--epochs {epochs}: the run was made for {saved.epochs}, it can only be given more")
-    if epochs > saved.epochs and saved.schedule == "cosine":
+    if epochs > saved.epochs and (saved.schedule == "cosine" or saved.sharpness):
         raise UsageError(
-            f"--epochs {epochs}: with the cosine schedule the number of epochs decides each step's learning rate, "
-            "so this run cannot be given more; start a new one"
+            f"--epochs {epochs}: with the cosine schedule, or with --sharpness, the number of epochs decides what each "
+            "step does, so this run cannot be given more; start a new one"
         )
     return dataclasses.replace(saved, epochs=epochs)

@@ -30,9 +30,11 @@ def kl_weight(step: int, warmup: int) -> float:
 
 
 def sharpness_weight(step: int, steps: int) -> float:
-    """Share of the patch distance's weight at a step, counted from 0, of `steps` in all: none in the first half, while
-    there is no shape to sharpen; then it grows evenly to 1 over a tenth of the run."""
-    return min(1.0, max(0.0, 10 * (step + 1 - steps / 2) / steps))
+    """Share of the patch distance's weight at a step, counted from 0, of `steps` in all.
+
+    None before the last quarter, while there is little to sharpen; then it grows evenly to 1 over a tenth of the run.
+    """
+    return min(1.0, max(0.0, 10 * (step + 1) / steps - 7.5))
 
 
 def average_weight(step: int, decay: float) -> float:

@@ -63,6 +63,9 @@ UNREADABLE_FILE = "unreadable.txt"
 MAX_SKIPPED = 10
 """Steps of an epoch whose loss or gradient may be no number; at one more the run stops."""
 
+SHARPNESS = 3
+"""Column of `dials` with the weight of the patch distance."""
+
 _EVALUATION_BATCH = 500
 _LOOK_EVERY = 0.5  # seconds between two looks at the running loss, each of which waits for the device
 _DRAW_EVERY = 20.0  # seconds between two refreshes of the figures
@@ -140,14 +143,17 @@ def train_epoch(state: State, config: TrainConfig, feed: Feed, step: Step, bar: 
     """The rest of one epoch. Raises Interrupted after the batch in which `stop` received a signal."""
     state.model.train()
     device, size, world = feed.device, config.batch_size, feed.world
-    table = dials(config, state.epoch, feed.batches).to(device)
+    table = dials(config, state.epoch, feed.batches)
+    # Left out while it weighs nothing; on a GPU the step is recorded once, with it.
+    sharpen = device.type == "cuda" or bool(table[:, SHARPNESS].any())
+    table = table.to(device)
     started = looked = time.monotonic()
 
     for pixels, mirrored in feed.epoch(state.epoch, state.batch):
         number = state.epoch * feed.batches + state.batch
         noise = stream(config.seed, NOISE, number, device)
         eps = world.share(torch.randn(size, config.latent_dim, generator=noise, device=device))
-        step(pixels, mirrored, eps, draw_kernels(config, number, device), table[state.batch])
+        step(pixels, mirrored, eps, draw_kernels(config, number, device, sharpen), table[state.batch])
         state.batch += 1
         bar.update(size)
         if time.monotonic() - looked > _LOOK_EVERY:
@@ -188,7 +194,7 @@ def train_step(
         reconstruction, mu, logvar = network(image, eps)
     error, kl = squared_error(reconstruction, image), kl_per_latent(mu, logvar)
     loss = objective(error, kl, config.beta * kl_share, config, image[0].numel(), world)
-    if config.sharpness:
+    if len(kernels):
         weight = config.sharpness * sharp_share * image[0].numel()
         loss = loss + weight * patch_distance(reconstruction, image, kernels)
     state.optimizer.zero_grad(set_to_none=True)
@@ -231,9 +237,9 @@ def objective(
     return negative_elbo(reconstruction, penalty, beta).mean()
 
 
-def draw_kernels(config: TrainConfig, step: int, device: torch.device) -> Tensor:
-    """The directions in which the patches of a step are compared, (K, 3, 7, 7); none where sharpness weighs nothing."""
-    count = PATCH_KERNELS if config.sharpness else 0
+def draw_kernels(config: TrainConfig, step: int, device: torch.device, sharpen: bool = True) -> Tensor:
+    """The directions in which the patches of a step are compared, (K, 3, 7, 7); none where they are not to be."""
+    count = PATCH_KERNELS if config.sharpness and sharpen else 0
     noise = stream(config.seed, KERNELS, step, device)
     return patch_kernels(torch.randn(count, 3, PATCH, PATCH, generator=noise, device=device))
 

@@ -94,8 +94,8 @@ def test_kernels_have_length_one_and_follow_the_step():
     assert draw_kernels(dataclasses.replace(config, sharpness=0.0), 3, CPU).shape == (0, 3, 7, 7)
 
 
-def test_the_weight_is_none_in_the_first_half_and_full_after_a_tenth_more():
+def test_the_weight_is_none_before_the_last_quarter_and_full_after_a_tenth_more():
     weights = [sharpness_weight(step, 1000) for step in range(1000)]
-    assert set(weights[:500]) == {0.0}
-    assert weights[549] == pytest.approx(0.5)
-    assert set(weights[599:]) == {1.0}
+    assert weights[:750] == pytest.approx([0.0] * 750)
+    assert weights[799] == pytest.approx(0.5)
+    assert set(weights[849:]) == {1.0}

@@ -121,7 +121,14 @@ def test_a_resumed_run_is_the_same_to_the_bit(finished, config, tmp_path, monkey
 @pytest.mark.parametrize("streamed", [False, True])
 def test_so_is_one_with_every_setting_and_from_another_feed(config, tmp_path, monkeypatch, streamed):
     """Cut where the data lay in memory, it goes on from the stream, and the other way round."""
-    everything = {"likelihood": "gaussian", "flip": True, "schedule": "cosine", "warmup": 3, "clip": 500.0}
+    everything = {
+        "likelihood": "gaussian",
+        "flip": True,
+        "schedule": "cosine",
+        "warmup": 3,
+        "clip": 500.0,
+        "sharpness": 0.5,
+    }
     config = dataclasses.replace(config, **everything, preset="base", free_bits=0.05)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(config, whole, CPU)
