@@ -105,6 +105,10 @@ def evaluate_parser() -> Parser:
         "model", type=Path, metavar="RUN_OR_EXPORTED", help="a run, a checkpoint, or an exported folder"
     )
     parser.add_argument("--data", required=True, help="as for training; of a model's own source, the held-out pictures")
+    drawn = next(item for item in dataclasses.fields(TrainConfig) if item.name == "avatars")
+    parser.add_argument(
+        "--avatars", type=_kind(drawn), default=drawn.default, help="faces to draw, for --data avatars; as for training"
+    )
     parser.add_argument(
         "--json", type=output(".json"), help="write the figures, KL of each latent included, to this file"
     )
@@ -286,7 +290,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     if given.card and not (given.model / CARD_FILE).is_file():
         raise UsageError(f"--card: there is no {CARD_FILE} in {given.model}; give an exported model")
     model = open_model(given.model, choose_device(given.device))
-    faces, pixels, which = pictures_of(model, given.data)
+    faces, pixels, which = pictures_of(model, given.data, given.avatars)
     figures = evaluate(model, pixels)
     if given.inverse:
         figures |= restorations(given.model, pixels[: given.inverse], given.figure)

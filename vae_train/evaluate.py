@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vae_runtime import model as runtime
 from vae_runtime.config import ENCODER_FILE
 from vae_runtime.prior import Prior
+from vae_train.config import TrainConfig
 from vae_train.data import Faces, load_faces
 from vae_train.errors import DataError
 from vae_train.export import find_run, load_run
@@ -112,12 +113,14 @@ def _open_exported(path: Path, device: torch.device) -> Autoencoder:
     return Autoencoder(*about, data, encode, decode, player.prior if config.prior else None)
 
 
-def pictures_of(model: Autoencoder, source: str) -> tuple[Faces, NDArray[np.uint8], str]:
-    """The source, the pictures (n, 3, S, S) to measure on, and a word for which they are.
+def pictures_of(
+    model: Autoencoder, source: str, avatars: int = TrainConfig.avatars
+) -> tuple[Faces, NDArray[np.uint8], str]:
+    """The source, the pictures (n, 3, S, S) to measure on, and a word for which they are. avatars: how many it draws.
 
     Of the source that the model was trained on, these are the held-out ones; of any other source, all.
     """
-    faces = load_faces(source, model.image_size)
+    faces = load_faces(source, model.image_size, avatars)
     if faces.sha256 == model.data_sha256:
         return faces, faces.pixels[faces.held_out()], "held out"
     return faces, faces.pixels, "all"

@@ -95,12 +95,15 @@ def _mixture(points: NDArray[np.floating], count: int, seed: int) -> Prior:
 def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: dict[str, list[str]]) -> Directions:
     """The principal directions of the codes, and those of attributes: of the labels if there are some, and of colours.
 
-    pixels (n, 3, S, S) and the lists of `labels` belong to the rows of `train`. Attribute directions are ridge
-    regressions, which keep attributes apart that occur together.
+    pixels (n, 3, S, S) and the lists of `labels` belong to the rows of `train`. A label's direction goes from the mean
+    code of faces without it to that of faces with it: what tells them apart best, a regression, is a direction in which
+    codes hardly vary, and pictures hardly change. Colours of a picture occur together, so theirs are ridge regressions.
     """
     axes, _ = pca_directions(train.mu, min(PCA, train.mu.shape[1], len(train.mu) - 1))
     found = {f"pca-{number + 1}": axis for number, axis in enumerate(axes) if axis.any()}
-    for name, marks in (_label_marks(labels) | _colour_marks(pixels)).items():
+    for name, marks in _label_marks(labels).items():
+        found[name] = attribute_direction(train.mu, marks, method="mean")
+    for name, marks in _colour_marks(pixels).items():
         if np.ptp(marks) > 0 and name not in found:
             found[name] = attribute_direction(train.mu, marks, method="ridge", penalty=float(len(train.mu)) / 100)
     return Directions(tuple(found), np.stack(list(found.values())))
