@@ -37,8 +37,9 @@ def test_the_outline_is_what_onnx_says(tiny):
 def test_the_bundled_model_is_made_of_allowed_operators():
     vae = VAE.load(device="cpu")
     assert vae.encoder.outline.operators.keys() | vae.decoder.outline.operators.keys() <= OPERATORS
-    assert vae.encoder.outline.operators["Conv"] == 13  # one at the entrance, three halvings, four blocks, one before z
-    assert vae.decoder.outline.operators["ConvTranspose"] == 4
+    # One at the entrance, two halvings, two in each of three blocks, one before z; two doublings and the exit.
+    assert vae.encoder.outline.operators["Conv"] == 10
+    assert vae.decoder.outline.operators["ConvTranspose"] == 3
 
 
 def test_allowed_operators_are_of_the_standard():

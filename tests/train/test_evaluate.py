@@ -10,8 +10,9 @@ from blobs import write_faces
 
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
+from vae_train.data import load_faces
 from vae_train.errors import DataError
-from vae_train.evaluate import as_table, evaluate, open_model, pictures_of, restorations
+from vae_train.evaluate import Autoencoder, as_table, evaluate, open_model, pictures_of, restorations
 from vae_train.export import export
 from vae_train.restore import hidden_quarter, psnrs
 from vae_train.train import read_metrics, train
@@ -26,6 +27,13 @@ def run(faces_zip, tmp_path_factory, request):
     train(config, folder, CPU)
     export(folder, folder / "exported")
     return folder
+
+
+def test_avatars_are_known_again_by_their_number():
+    faces = load_faces("avatars", 32, 80)
+    model = Autoencoder("a", 32, 4, "mse", 1.0, faces.sha256, lambda image: (image, image), lambda z: z)
+    assert pictures_of(model, "avatars", 80)[2] == "held out"
+    assert pictures_of(model, "avatars", 90)[2] == "all"
 
 
 def test_a_run_and_its_export_agree(run, faces_zip):

@@ -235,9 +235,7 @@ def test_avatars_come_with_known_faces_and_named_directions(tmp_path, monkeypatc
 
 def test_base_is_as_portable_as_classic(faces_zip, tmp_path):
     """BatchNorm folded away, the parity gate passed, both graphs together at most 16 MB."""
-    config = TrainConfig(
-        data=str(faces_zip), preset="base", image_size=64, epochs=1, batch_size=50, likelihood="gaussian"
-    )
+    config = make_config({"data": str(faces_zip), "preset": "base", "epochs": 1, "batch_size": 50})
     train(config, tmp_path / "run", torch.device("cpu"))
     described = export(tmp_path / "run", tmp_path / "model")
     graphs = [onnx.load(tmp_path / "model" / file) for file in ("encoder.onnx", "decoder.onnx")]
