@@ -321,7 +321,7 @@ _TORCH: dict[str, Callable[..., Any]] = {
     "Conv": _torch_conv,
     "ConvTranspose": _torch_conv_transpose,
     "Flatten": lambda torch, _, x: x.flatten(1),
-    "Gemm": lambda torch, _, x, weight, bias: torch.nn.functional.linear(x, weight, bias),
+    "Gemm": lambda torch, _, x, weight, bias=None: torch.nn.functional.linear(x, weight, bias),
     "LeakyRelu": lambda torch, settings, x: torch.nn.functional.leaky_relu(x, settings["alpha"]),
     "Relu": lambda torch, _, x: torch.relu(x),
     "Reshape": lambda torch, _, x, shape: x.reshape(len(x), *shape[1:].tolist()),

@@ -15,7 +15,7 @@ from vae_runtime import VAE, parity, peers
 from vae_runtime.__main__ import main
 from vae_runtime.errors import RuntimeMissingError
 from vae_runtime.model import bundled_model
-from vae_runtime.peers import Local, Node, OnnxReference, Onnxruntime, OpenCv, OpenVino, Ours, Tract, Web
+from vae_runtime.peers import Local, Node, OnnxReference, Onnxruntime, OpenCv, OpenVino, Ours, TorchEager, Tract, Web
 
 pytest.importorskip("onnx")
 
@@ -73,7 +73,9 @@ def installed(peer):
 
 
 @pytest.mark.parametrize(
-    "peer", [Ours(), Onnxruntime(), OpenCv("new"), OpenCv("classic"), OpenVino(), Tract()], ids=lambda peer: peer.name
+    "peer",
+    [Ours(), Onnxruntime(), OpenCv("new"), OpenCv("classic"), OpenVino(), Tract(), TorchEager()],
+    ids=lambda peer: peer.name,
 )
 def test_runtimes_agree_on_the_bundled_model(bundled, peer):
     rows = judged(bundled, bundled_model(), installed(peer))
