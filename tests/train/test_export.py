@@ -171,7 +171,7 @@ def test_the_parity_gate_sees_a_difference(exported, torch_model):
 def test_a_wrong_gradient_is_not_published(run, tmp_path, monkeypatch):
     """A slope of 1 where the LeakyRelu has 0.2: only the comparison with autograd can see it."""
     monkeypatch.setitem(inverse.RULES, "LeakyRelu", lambda pass_, node, upstream: [(node.input[0], upstream)])
-    with pytest.raises(ExportError, match=r"gradient of inverse\.onnx at batch 1: torch and ONNX Runtime differ"):
+    with pytest.raises(ExportError, match=r"gradient of inverse\.onnx: torch and ONNX Runtime differ"):
         export(run, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
