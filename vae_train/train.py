@@ -239,9 +239,10 @@ def objective(
 
 def draw_kernels(config: TrainConfig, step: int, device: torch.device, sharpen: bool = True) -> Tensor:
     """The directions in which the patches of a step are compared, (K, 3, 7, 7); none where they are not to be."""
-    count = PATCH_KERNELS if config.sharpness and sharpen else 0
+    if not (config.sharpness and sharpen):
+        return torch.empty(0, 3, PATCH, PATCH, device=device)
     noise = stream(config.seed, KERNELS, step, device)
-    return patch_kernels(torch.randn(count, 3, PATCH, PATCH, generator=noise, device=device))
+    return patch_kernels(torch.randn(PATCH_KERNELS, 3, PATCH, PATCH, generator=noise, device=device))
 
 
 def dials(config: TrainConfig, epoch: int, batches: int) -> Tensor:
