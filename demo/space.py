@@ -165,6 +165,7 @@ def describe(vae: VAE) -> dict[str, Any]:
             "weights": prior.weights.tolist(),
             "means": _packed(prior.means),
             "scales": None if prior.scales is None else _packed(prior.scales),
+            "spreads": None if prior.spreads is None else _packed(prior.spreads),
         },
         "sliders": [{"label": slider.label, "step": slider.step.tolist()} for slider in sliders],
     }

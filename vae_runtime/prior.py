@@ -7,6 +7,7 @@ gives better samples. It is fitted at export and lies beside the graphs; here it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -30,17 +31,24 @@ MAX_COMPONENTS = 1024
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """sum_k weights_k N(means_k, scales_k scales_k^T); one component is the full-covariance Gaussian."""
+    """sum_k weights_k N(means_k, A_k A_k^T) with A_k = scales_k diag(spreads_k).
+
+    One component is the full-covariance Gaussian. Many that share one `scales` differ in how far they reach along its
+    columns alone: semi-tied covariances (Gales, "Semi-tied covariance matrices for hidden Markov models", 1999), which
+    few codes suffice to fit.
+    """
 
     weights: Codes
     """(K,), positive, with the sum 1."""
     means: Codes
     """(K, latent_dim)"""
     scales: Codes | None = None
-    """(K, latent_dim, latent_dim), the lower Cholesky factor of each covariance; None means the identity."""
+    """(K, latent_dim, latent_dim), or (1, latent_dim, latent_dim) for all; invertible; None means the identity."""
+    spreads: Codes | None = None
+    """(K, latent_dim), positive; None means ones. Only beside `scales`."""
 
     def __post_init__(self) -> None:
-        for name in ("weights", "means", *(["scales"] if self.scales is not None else [])):
+        for name in self._names():
             value = np.ascontiguousarray(getattr(self, name), np.float32)
             if not np.isfinite(value).all():
                 raise InputError(f"prior: {name} holds numbers that are not finite; fit it again")
@@ -56,6 +64,16 @@ class Prior:
             raise InputError(f"prior: weights sum to {self.weights.sum():g}, expected positive numbers that sum to 1")
         if self.scales is not None:
             _check_scales(self.scales, count, dim)
+        if self.spreads is not None and (
+            self.scales is None or self.spreads.shape != (count, dim) or self.spreads.min() <= 0
+        ):
+            raise InputError(
+                f"prior: spreads {self.spreads.shape}, expected {(count, dim)} beside scales, all positive"
+            )
+
+    def _names(self) -> list[str]:
+        """The fields that are given."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
 
     @classmethod
     def standard(cls, latent_dim: int) -> Prior:
@@ -70,7 +88,7 @@ class Prior:
     def sample(self, count: int, rng: Rng = None, temperature: float = 1.0, truncation: float | None = None) -> Codes:
         """`count` codes, float32 (count, latent_dim); the same seed gives the same bits.
 
-        A component k is drawn by its weight, then z = means_k + temperature * scales_k eps with eps ~ N(0, I).
+        A component k is drawn by its weight, then z = means_k + temperature * A_k eps with eps ~ N(0, I).
         temperature: 0 to 10; it scales the spread within each component (its covariance by temperature^2), while
         weights and means stay. Below 1 the faces are cleaner and more alike, at 0 they are the components' means.
         truncation: 0.1 to 10; numbers of eps beyond it are drawn again (the truncation trick of Brock, Donahue and
@@ -88,9 +106,12 @@ class Prior:
             limit = check_number(truncation, "truncation", 0.1, 10)
             while (outside := np.abs(eps) > limit).any():
                 eps[outside] = generator.standard_normal(int(outside.sum()))
+        if self.spreads is not None:
+            eps *= self.spreads[chosen]
         if self.scales is not None:
-            for k in np.unique(chosen):
-                eps[chosen == k] = eps[chosen == k] @ self.scales[k].T.astype(np.float64)
+            shapes = chosen if len(self.scales) > 1 else np.zeros_like(chosen)
+            for k in np.unique(shapes):
+                eps[shapes == k] = eps[shapes == k] @ self.scales[k].T.astype(np.float64)
         return np.asarray(self.means[chosen] + spread * eps, np.float32)
 
     def log_prob(self, z: ArrayLike) -> NDArray[np.float64]:
@@ -101,22 +122,34 @@ class Prior:
     def log_prob_and_score(self, z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """log p(z), float64 (n,), and its gradient with respect to z (the score), float64 (n, latent_dim).
 
-        The score is -sum_k r_k (scales_k scales_k^T)^-1 (z - means_k), r_k the posterior probability of component k.
+        The score is -sum_k r_k (A_k A_k^T)^-1 (z - means_k), r_k the posterior probability of component k.
         """
         each, white = self._components(as_codes(z, self.latent_dim))
         total = _log_sum(each)
         pulls = np.exp(each - total)[:, :, None] * white
+        if self.spreads is not None:
+            pulls /= self.spreads[:, None]
         if self.scales is not None:
+            if len(self.scales) == 1:
+                pulls = pulls.sum(axis=0, keepdims=True)
             pulls = np.matmul(pulls, self._whitening)
         return total, np.asarray(-pulls.sum(axis=0), np.float64)
 
     def _components(self, codes: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """log of weights_k N(codes | k), (K, n), and the whitened codes of each component, (K, n, latent_dim)."""
-        white: NDArray[np.float64] = codes.astype(np.float64) - self.means[:, None].astype(np.float64)
+        points, centres = codes.astype(np.float64)[None], self.means.astype(np.float64)[:, None]
         log_volume = np.zeros(len(self.weights))
+        if self.scales is None or len(self.scales) > 1:
+            white = points - centres
+            if self.scales is not None:
+                white = np.matmul(white, self._whitening.transpose(0, 2, 1))
+        else:  # one product for all components
+            white = points @ self._whitening[0].T - centres @ self._whitening[0].T
         if self.scales is not None:
-            white = np.matmul(white, self._whitening.transpose(0, 2, 1))
-            log_volume = np.log(np.diagonal(self.scales, axis1=1, axis2=2).astype(np.float64)).sum(axis=1)
+            log_volume = log_volume - np.linalg.slogdet(self._whitening)[1]
+        if self.spreads is not None:
+            white /= self.spreads[:, None]
+            log_volume = log_volume + np.log(self.spreads.astype(np.float64)).sum(axis=1)
         constants = np.log(self.weights.astype(np.float64)) - log_volume - self.latent_dim / 2 * math.log(2 * math.pi)
         return constants[:, None] - (white**2).sum(axis=2) / 2, white
 
@@ -128,8 +161,7 @@ class Prior:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a .npz without pickle; the same prior gives the same bytes."""
-        arrays = {"weights": self.weights, "means": self.means}
-        return save_arrays(path, arrays | ({"scales": self.scales} if self.scales is not None else {}))
+        return save_arrays(path, {name: getattr(self, name) for name in self._names()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prior:
@@ -139,17 +171,18 @@ class Prior:
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Prior:
         """As `load`, from the bytes of the file. name: for messages."""
-        expected = {"weights": ("f", 1), "means": ("f", 2), "scales": ("f", 3)}
-        if b"scales.npy" not in data:
-            del expected["scales"]
+        expected = {"weights": ("f", 1), "means": ("f", 2), "scales": ("f", 3), "spreads": ("f", 2)}
+        for field in ("scales", "spreads"):
+            if f"{field}.npy".encode() not in data:
+                del expected[field]
         return cls(**parse_arrays(data, name, expected))
 
 
 def _check_scales(scales: Codes, count: int, dim: int) -> None:
-    if scales.shape != (count, dim, dim):
-        raise InputError(f"prior: scales {scales.shape}, expected {(count, dim, dim)}, a factor for each component")
-    if np.triu(scales, 1).any() or not (np.diagonal(scales, axis1=1, axis2=2) > 0).all():
-        raise InputError("prior: scales are no lower Cholesky factors, expected lower triangles with diagonals > 0")
+    if scales.shape not in ((count, dim, dim), (1, dim, dim)):
+        raise InputError(f"prior: scales {scales.shape}, expected {(count, dim, dim)}, or {(1, dim, dim)} for all")
+    if not (np.linalg.matrix_rank(scales) == dim).all():
+        raise InputError("prior: scales that are not invertible give no density; fit it again")
 
 
 def _log_sum(each: NDArray[np.float64]) -> NDArray[np.float64]:

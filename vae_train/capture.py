@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._triton import has_triton
 
 Step: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""pixels, mirrored, eps, kernels, dials -> None: see `train.train_step`."""
+"""pixels, views, eps, kernels, dials -> None: see `train.train_step`."""
 
 _WARM_UP = 3
 

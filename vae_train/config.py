@@ -64,6 +64,7 @@ class TrainConfig:
         0.999, "decay of the averaged weights, which are evaluated and exported; 0: no average", 0.0, 0.99999
     )
     flip: bool = _other(False, "mirror every other picture, anew in each epoch")
+    shift: int = _number(0, "most pixels that each picture is moved up, down and aside, anew in each epoch", 0, 16)
     precision: str = _choice("auto", "of the products; auto: bfloat16 where the processor has it", PRECISIONS)
     avatars: int = _number(8000, "faces to draw, for --data avatars", 64, 10_000_000)
     seed: int = _number(0, "decides weights, order, mirroring, noise and avatars", 0, 2**31 - 1)
@@ -108,7 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base": {
         "image_size": 64,
         "latent_dim": 512,
-        "epochs": 50,
+        "epochs": 100,
         "batch_size": 64,
         "learning_rate": 2e-3,
         "schedule": "cosine",
@@ -117,6 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "likelihood": "gaussian",
         "sharpness": 1.0,
         "flip": True,
+        "shift": 2,
     },
 }
 """What each preset sets apart from the defaults of TrainConfig, which are the classic write-up's."""

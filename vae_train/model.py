@@ -9,6 +9,8 @@ pixels lie in [0, 1] (a tanh would reach for [-1, 1]).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -35,12 +37,12 @@ class Pixels(nn.Sigmoid):
         return super().forward(x.float())
 
 
-def classic_encoder() -> nn.Sequential:
+def classic_encoder(image_size: int) -> nn.Sequential:
     """(n, 3, S, S) -> (n, 256, S/32, S/32)"""
     return nn.Sequential(down(3, 16), down(16, 32), down(32, 64), down(64, 128), down(128, 256))
 
 
-def classic_decoder() -> nn.Sequential:
+def classic_decoder(image_size: int) -> nn.Sequential:
     """(n, 256, S/32, S/32) -> (n, 3, S, S)"""
     return nn.Sequential(
         up(256, 128),
@@ -87,41 +89,43 @@ def double(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), nn.BatchNorm2d(outputs))
 
 
-def base_encoder() -> nn.Sequential:
-    """(n, 3, S, S) -> (n, 32, S/8, S/8)
+def base_widths(image_size: int) -> list[int]:
+    """Channels after each halving of the side, until 8 to 15 places are left of it: at 64 pixels 32, 64, 128."""
+    halvings = halvings_of("base", image_size)
+    return [max(32, 128 >> number) for number in reversed(range(halvings))]
 
-    It stops at an eighth of the side: the linear map behind it sees the whole face, and what convolutions of stride 2
-    would have to squeeze into few numbers before, it can weigh itself. The last layer keeps it small.
+
+def base_encoder(image_size: int) -> nn.Sequential:
+    """(n, 3, S, S) -> (n, 32, s, s), s from 8 to 15
+
+    It stops at 8 places a side: the linear map behind it sees the whole face, and what convolutions of stride 2 would
+    have to squeeze into few numbers before, it can weigh itself. The last layer keeps it small.
     """
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 4, stride=2, padding=1),
-        Block(32),
-        halve(32, 64),
-        Block(64),
-        halve(64, 128),
-        Block(128),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(128, 32, 1),
-    )
+    widths = base_widths(image_size)
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), Block(widths[0])]
+    for inputs, outputs in pairwise(widths):
+        layers += [halve(inputs, outputs), Block(outputs)]
+    return nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 32, 1))
 
 
-def base_decoder() -> nn.Sequential:
-    """(n, 32, S/8, S/8) -> (n, 3, S, S)"""
-    return nn.Sequential(
-        nn.Conv2d(32, 128, 1),
-        Block(128),
-        double(128, 64),
-        Block(64),
-        double(64, 32),
-        Block(32),
-        nn.LeakyReLU(0.2),
-        nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1),
-        Pixels(),
-    )
+def base_decoder(image_size: int) -> nn.Sequential:
+    """(n, 32, s, s), s from 8 to 15 -> (n, 3, S, S)"""
+    widths = base_widths(image_size)[::-1]
+    layers: list[nn.Module] = [nn.Conv2d(32, widths[0], 1), Block(widths[0])]
+    for inputs, outputs in pairwise(widths):
+        layers += [double(inputs, outputs), Block(outputs)]
+    last = nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)
+    return nn.Sequential(*layers, nn.LeakyReLU(0.2), last, Pixels())
 
 
-NETWORKS = {"classic": (classic_encoder, classic_decoder, 256, 32), "base": (base_encoder, base_decoder, 32, 8)}
-"""Preset -> its two halves, the channels between them and the vector, and how many times the side is divided."""
+NETWORKS = {"classic": (classic_encoder, classic_decoder, 256), "base": (base_encoder, base_decoder, 32)}
+"""Preset -> its two halves, and the channels between them and the vector."""
+
+
+def halvings_of(preset: str, image_size: int) -> int:
+    """How many times a network halves the side."""
+    return 5 if preset == "classic" else (image_size // 8).bit_length() - 1
+
 
 _LOGVAR_RANK = 64
 """Of the linear map to logvar in `base`: how sure a code is depends on little, and a full map would weigh as much as
@@ -133,9 +137,9 @@ class Encoder(nn.Module):
 
     def __init__(self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic") -> None:
         super().__init__()
-        make, _, channels, divisor = NETWORKS[preset]
-        width = channels * (image_size // divisor) ** 2
-        self.features = nn.Sequential(*make(), nn.Flatten())
+        make, _, channels = NETWORKS[preset]
+        width = channels * (image_size >> halvings_of(preset, image_size)) ** 2
+        self.features = nn.Sequential(*make(image_size), nn.Flatten())
         self.mu = nn.Linear(width, latent_dim)
         self.logvar: nn.Module = nn.Linear(width, latent_dim)
         if preset == "base":
@@ -152,10 +156,10 @@ class Decoder(nn.Module):
 
     def __init__(self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic") -> None:
         super().__init__()
-        _, make, channels, divisor = NETWORKS[preset]
-        side = image_size // divisor
+        _, make, channels = NETWORKS[preset]
+        side = image_size >> halvings_of(preset, image_size)
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim, channels * side * side), nn.Unflatten(1, (channels, side, side)), *make()
+            nn.Linear(latent_dim, channels * side * side), nn.Unflatten(1, (channels, side, side)), *make(image_size)
         )
 
     def forward(self, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from vae_train.feed import to_unit
 from vae_train.model import VAE
 
 COMPONENTS = (1, 2, 4, 8, 16)
-"""Numbers of Gaussians that are tried, until one is worse than those before."""
+"""Numbers of Gaussians, each with a covariance of its own, that are tried, until one is worse than those before."""
+TIED = (8, 16, 32)
+"""Numbers of Gaussians that share the principal directions of the codes, and are tried in the same way."""
 PCA = 8
 """Principal directions that are shipped."""
 
@@ -33,6 +36,7 @@ _BATCH = 250
 _MOST = 16_000  # codes that a mixture is fitted to
 _ITERATIONS = 40
 _FLOOR = 1e-4  # added to variances, as fitting asks for
+_TIED_FLOOR = 1e-3  # the same, where the variances of all points are 1
 _FEWEST = 50  # faces that must have an attribute, and must not, before it becomes a direction
 
 
@@ -63,7 +67,9 @@ def fit_prior(train: Codes, held_out: Codes, seed: int = 0) -> tuple[Prior, dict
     """The mixture that gives held-out codes the highest density, and each one's mean log density in nats.
 
     A draw z ~ q(z|x) of each picture is fitted, so the noise of the posteriors is part of the density. The result names
-    N(0, I) "unit" and the mixtures by their number of components.
+    N(0, I) "unit" and the mixtures by their number of components, "tied" where these share their principal directions:
+    a covariance for each component asks for more codes than most sources have, while codes of strong and weak
+    pictures differ above all in how far they lie from the mean.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(train.mu))[:_MOST]
@@ -71,25 +77,49 @@ def fit_prior(train: Codes, held_out: Codes, seed: int = 0) -> tuple[Prior, dict
     test = reparameterize(held_out.mu, held_out.logvar, rng)
     fits = {"unit": Prior.standard(points.shape[1])}
     scores = {"unit": float(fits["unit"].log_prob(test).mean())}
-    for count in COMPONENTS:
-        if len(points) < 2 * points.shape[1] * count:  # too few to determine the covariances
-            break
-        name = str(count)
-        fits[name] = _mixture(points, count, seed)
-        scores[name] = float(fits[name].log_prob(test).mean())
-        if scores[name] < max(scores.values()):  # more components would only follow the training codes more closely
-            break
+    least = 2 * points.shape[1]  # codes that determine a covariance
+    for kind, counts, fit, each in (("", COMPONENTS, _mixture, least), (" tied", TIED, _tied_mixture, _FEWEST)):
+        before = -np.inf
+        for count in counts:
+            if len(points) < max(least, each * count):
+                break
+            name = f"{count}{kind}"
+            fits[name] = fit(points, count, seed)
+            scores[name] = float(fits[name].log_prob(test).mean())
+            if scores[name] < before:  # more components would only follow the training codes more closely
+                break
+            before = scores[name]
     return fits[max(scores, key=lambda name: scores[name])], scores
 
 
 def _mixture(points: NDArray[np.floating], count: int, seed: int) -> Prior:
-    model = GaussianMixture(count, reg_covar=_FLOOR, max_iter=_ITERATIONS, tol=1e-2, random_state=seed)
+    """`count` Gaussians, each with a covariance of its own."""
+    weights, means, covariances = _fit(points, count, "full", _FLOOR, seed)
+    return Prior(weights, means, np.linalg.cholesky(covariances))
+
+
+def _tied_mixture(points: NDArray[np.floating], count: int, seed: int) -> Prior:
+    """`count` Gaussians that differ in how far they reach along the principal directions of all points.
+
+    Along these, in their standard deviations, the points are fitted by Gaussians with diagonal covariances.
+    """
+    centre = points.mean(0, dtype=np.float64)
+    variances, directions = np.linalg.eigh(np.cov(points.T, dtype=np.float64))
+    deviations = np.sqrt(np.maximum(variances, _FLOOR))
+    weights, means, squares = _fit((points - centre) @ directions / deviations, count, "diag", _TIED_FLOOR, seed)
+    scales = directions * deviations
+    return Prior(weights, centre + means @ scales.T, scales[None], np.sqrt(squares))
+
+
+def _fit(points: NDArray[np.floating], count: int, kind: str, floor: float, seed: int) -> tuple[Any, Any, Any]:
+    """Weights, means and covariances of a mixture, the largest weight first. floor: added to variances."""
+    settings = {"reg_covar": floor, "max_iter": _ITERATIONS, "tol": 1e-2, "random_state": seed}
+    model = GaussianMixture(count, covariance_type=kind, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a few steps more or less are no fault
         model.fit(points.astype(np.float64))
     order = np.argsort(model.weights_)[::-1]
-    weights = model.weights_[order] / model.weights_.sum()
-    return Prior(weights, model.means_[order], np.linalg.cholesky(model.covariances_[order]))
+    return model.weights_[order] / model.weights_.sum(), model.means_[order], model.covariances_[order]
 
 
 def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: dict[str, list[str]]) -> Directions:

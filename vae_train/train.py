@@ -1,6 +1,6 @@
 """The training loop, top to bottom.
 
-The pictures stay on the device as uint8. Their order and mirroring are functions of (seed, epoch) and the noise one of
+The pictures stay on the device as uint8. Their order and views are functions of (seed, epoch) and the noise one of
 (seed, step), so a run that was stopped anywhere goes on exactly as if it had not been: on a CPU with the same number of
 threads the weights are the same to the bit. Nothing in the loop waits for the device: the losses add up there, and are
 read back twice a second.
@@ -37,7 +37,7 @@ from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data import Faces, load_faces
 from vae_train.distributed import ALONE, World, joined, wrapped
 from vae_train.errors import DataError, TrainingError, UsageError
-from vae_train.feed import HELD_OUT, KERNELS, NOISE, Feed, free_memory, stream, to_unit
+from vae_train.feed import HELD_OUT, KERNELS, NOISE, Feed, augment, free_memory, stream, to_unit
 from vae_train.figures import FIGURES, draw_curve, draw_faces
 from vae_train.log import Log, read_metrics
 from vae_train.losses import (
@@ -149,11 +149,11 @@ def train_epoch(state: State, config: TrainConfig, feed: Feed, step: Step, bar: 
     table = table.to(device)
     started = looked = time.monotonic()
 
-    for pixels, mirrored in feed.epoch(state.epoch, state.batch):
+    for pixels, views in feed.epoch(state.epoch, state.batch):
         number = state.epoch * feed.batches + state.batch
         noise = stream(config.seed, NOISE, number, device)
         eps = world.share(torch.randn(size, config.latent_dim, generator=noise, device=device))
-        step(pixels, mirrored, eps, draw_kernels(config, number, device, sharpen), table[state.batch])
+        step(pixels, views, eps, draw_kernels(config, number, device, sharpen), table[state.batch])
         state.batch += 1
         bar.update(size)
         if time.monotonic() - looked > _LOOK_EVERY:
@@ -176,19 +176,19 @@ def train_step(
     config: TrainConfig,
     world: World,
     pixels: Tensor,
-    mirrored: Tensor,
+    views: Tensor,
     eps: Tensor,
     kernels: Tensor,
     dials: Tensor,
 ) -> None:
     """One step of the optimiser on this process's share of a batch; nothing in it waits for the device.
 
-    network: `state.model`, or what it was wrapped in. pixels (n, 3, S, S) uint8, mirrored (n,) bool,
-    eps (n, latent_dim), kernels: see `draw_kernels`, dials (4,): see `dials`.
+    network: `state.model`, or what it was wrapped in. pixels (n, 3, S, S) uint8, views (n, 3): see
+    `augment`, eps (n, latent_dim), kernels: see `draw_kernels`, dials (4,): see `dials`.
     A step whose loss or gradient is no number changes nothing but the tally.
     """
     rate, kl_share, newest, sharp_share = dials
-    image = to_unit(torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels))
+    image = to_unit(augment(pixels, views) if config.flip or config.shift else pixels)
     buffers = [buffer.clone() for buffer in state.model.buffers()]
     with torch.autocast(image.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         reconstruction, mu, logvar = network(image, eps)
@@ -274,7 +274,7 @@ def make_step(state: State, config: TrainConfig, feed: Feed) -> Step:
     recorded = captured(
         step,
         torch.zeros(shape, dtype=torch.uint8, device=feed.device),
-        torch.zeros(config.batch_size, dtype=torch.bool, device=feed.device),
+        torch.zeros(config.batch_size, 3, dtype=torch.int64, device=feed.device),
         torch.zeros(config.batch_size, config.latent_dim, device=feed.device),
         draw_kernels(config, 0, feed.device),
         torch.zeros(4, device=feed.device),

@@ -37,6 +37,7 @@ export class VAE {
       weights: model.prior.weights,
       means: floats(model.prior.means),
       scales: model.prior.scales && floats(model.prior.scales),
+      spreads: model.prior.spreads && floats(model.prior.spreads),
     };
     vae.encoder = await open("encoder.onnx");
     vae.decoder = await open("decoder.onnx");
@@ -71,17 +72,19 @@ export class VAE {
     return { mu: await mu.getData(), logvar: await logvar.getData() };
   }
 
-  /** New codes from the prior: a component by its weight, then mean + temperature * scale * eps. */
+  /** New codes from the prior: a component by its weight, then mean + temperature * scale * (spread * eps). */
   sample(count, random, temperature = 1) {
-    const { weights, means, scales } = this.prior, dim = this.dim;
+    const { weights, means, scales, spreads } = this.prior, dim = this.dim;
+    const shared = scales?.length === dim * dim;
     const codes = new Float32Array(count * dim), eps = new Float64Array(dim);
     for (let n = 0; n < count; n++) {
       let k = 0;
       for (let left = random(); k < weights.length - 1 && left >= weights[k]; k++) left -= weights[k];
-      for (let i = 0; i < dim; i++) eps[i] = gauss(random);
+      for (let i = 0; i < dim; i++) eps[i] = gauss(random) * (spreads ? spreads[k * dim + i] : 1);
       for (let i = 0; i < dim; i++) {
         let sum = scales ? 0 : eps[i];
-        if (scales) for (let j = 0; j <= i; j++) sum += scales[(k * dim + i) * dim + j] * eps[j];
+        const row = ((shared ? 0 : k) * dim + i) * dim;
+        if (scales) for (let j = 0; j < dim; j++) sum += scales[row + j] * eps[j];
         codes[n * dim + i] = means[k * dim + i] + temperature * sum;
       }
     }

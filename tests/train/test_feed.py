@@ -9,7 +9,7 @@ import torch
 from vae_train import feed as module
 from vae_train.config import TrainConfig
 from vae_train.distributed import ALONE, World
-from vae_train.feed import Feed, free_memory, to_unit
+from vae_train.feed import Feed, augment, free_memory, to_unit
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=8, flip=True)
@@ -26,7 +26,7 @@ def chosen():
 
 
 def batches(feed: Feed, epoch: int, first: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(pixels.clone(), mirrored.clone()) for pixels, mirrored in feed.epoch(epoch, first)]
+    return [(pixels.clone(), views.clone()) for pixels, views in feed.epoch(epoch, first)]
 
 
 def assert_equal(one: list, other: list) -> None:
@@ -56,10 +56,15 @@ def test_order_and_mirroring_depend_on_seed_and_epoch_alone(pixels, chosen):
     assert not torch.equal(whole[0][0], batches(feed, 4)[0][0])
     other = Feed(pixels, chosen, dataclasses.replace(CONFIG, seed=1), CPU, ALONE)
     assert not torch.equal(whole[0][0], batches(other, 3)[0][0])
-    share = torch.cat([mirrored for _, mirrored in whole]).float().mean()
-    assert 0.2 < share < 0.8
+    views = torch.cat([views for _, views in whole])
+    assert 0.2 < views[:, 0].float().mean() < 0.8
+    assert not views[:, 1:].any()
     plain = Feed(pixels, chosen, dataclasses.replace(CONFIG, flip=False), CPU, ALONE)
-    assert not any(mirrored.any() for _, mirrored in batches(plain, 3))
+    assert not any(views.any() for _, views in batches(plain, 3))
+    moving = Feed(pixels, chosen, dataclasses.replace(CONFIG, shift=2), CPU, ALONE)
+    moved = torch.cat([views for _, views in batches(moving, 3)])
+    assert torch.equal(moved[:, 0], views[:, 0])
+    assert sorted(moved[:, 1:].unique().tolist()) == [-2, -1, 0, 1, 2]
 
 
 def test_a_set_that_is_too_large_is_streamed_with_the_same_batches(pixels, chosen, monkeypatch):
@@ -84,9 +89,20 @@ def test_a_stream_may_be_left_early(pixels, chosen, monkeypatch):
 def test_the_shares_of_many_processes_are_the_batch_of_one(pixels, chosen):
     whole = batches(Feed(pixels, chosen, CONFIG, CPU, ALONE), 1)
     shares = [batches(Feed(pixels, chosen, CONFIG, CPU, World(rank, 4)), 1) for rank in range(4)]
-    for number, (batch, mirrored) in enumerate(whole):
+    for number, (batch, views) in enumerate(whole):
         assert torch.equal(batch, torch.cat([share[number][0] for share in shares]))
-        assert torch.equal(mirrored, torch.cat([share[number][1] for share in shares]))
+        assert torch.equal(views, torch.cat([share[number][1] for share in shares]))
+
+
+def test_views_mirror_and_move_with_repeated_edges(pixels):
+    """Oracle: NumPy's edge padding, cut where the picture has moved to."""
+    views = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 2, -1], [1, -2, 2], [1, 1, 0]])
+    seen = augment(torch.from_numpy(pixels[:5]), views)
+    assert torch.equal(seen[0], torch.from_numpy(pixels[0]))
+    for face, (mirrored, down, right), found in zip(pixels, views.tolist(), seen, strict=False):
+        face = face[:, :, ::-1] if mirrored else face
+        padded = np.pad(face, ((0, 0), (2, 2), (2, 2)), mode="edge")
+        np.testing.assert_array_equal(found, padded[:, 2 - down : 34 - down, 2 - right : 34 - right])
 
 
 def test_the_free_memory_is_that_of_the_control_group_if_it_is_smaller(tmp_path, monkeypatch):

@@ -41,6 +41,20 @@ def test_two_heaps_ask_for_two_gaussians(rng):
     assert prior.log_prob(mu[5000:].astype(np.float32)).mean() == pytest.approx(max(scores.values()), abs=0.1)
 
 
+def test_strong_and_weak_codes_ask_for_gaussians_of_one_shape(rng):
+    """Codes of one direction that reach far or not: a covariance of its own for each heap would need more of them."""
+    shape = rng.normal(size=(40, 40))
+    mu = np.exp(rng.normal(0, 0.6, (1200, 1))) * rng.normal(size=(1200, 40)) @ shape.T
+    prior, scores = fit_prior(codes(mu[:1000], 0.01), codes(mu[1000:], 0.01))
+    assert max(scores, key=lambda name: scores[name]).endswith(" tied")
+    assert prior.spreads is not None
+    assert max(scores.values()) > scores["1"] + 5
+    drawn, real = (
+        np.linalg.norm(points @ np.linalg.inv(shape).T, axis=1) for points in (prior.sample(4000, rng=0), mu)
+    )
+    np.testing.assert_allclose(np.quantile(drawn, [0.1, 0.5, 0.9]), np.quantile(real, [0.1, 0.5, 0.9]), rtol=0.15)
+
+
 def test_a_unit_gaussian_stays_one(rng):
     mu = rng.normal(0, np.sqrt(0.5), (400, 30))
     prior, scores = fit_prior(codes(mu[:300], np.sqrt(0.5)), codes(mu[300:], np.sqrt(0.5)))

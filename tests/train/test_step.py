@@ -17,6 +17,7 @@ from vae_train.checkpoint import load_latest
 from vae_train.config import TrainConfig
 from vae_train.distributed import ALONE
 from vae_train.errors import TrainingError
+from vae_train.feed import augment
 from vae_train.log import read_metrics
 from vae_train.schedule import average_weight
 from vae_train.state import CHECKPOINTS, State, make_state
@@ -31,7 +32,7 @@ SETTINGS = {
     "free bits": {"free_bits": 0.2, "kl_warmup": 0},
     "cosine, no average": {"schedule": "cosine", "warmup": 2, "epochs": 2, "ema": 0.0},
     "sharpness": {"sharpness": 0.5, "epochs": 1},
-    "base": {"preset": "base", "likelihood": "gaussian", "clip": 100.0, "beta": 0.5},
+    "base": {"preset": "base", "likelihood": "gaussian", "clip": 100.0, "beta": 0.5, "flip": True, "shift": 1},
 }
 
 
@@ -39,7 +40,8 @@ def draw(step: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, torch.T
     generator = torch.Generator().manual_seed(step)
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
     eps = torch.randn(8, 16, generator=generator)
-    return pixels, torch.rand(8, generator=generator) < 0.5, eps, draw_kernels(config, step, CPU)
+    views = torch.randint(0, 2, (8, 3), generator=generator)
+    return pixels, views, eps, draw_kernels(config, step, CPU)
 
 
 def take(state: State, config: TrainConfig, steps: int, first: int = 0) -> None:
@@ -71,8 +73,8 @@ def test_steps_are_those_of_a_plain_loop(settings):
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=False, foreach=False)
     table, squared_errors = dials(config, 0, 6), 0.0
     for step in range(4):
-        pixels, mirrored, eps, kernels = draw(step, config)
-        image = torch.stack([p.flip(2) if m else p for p, m in zip(pixels, mirrored, strict=True)]).float() / 255
+        pixels, views, eps, kernels = draw(step, config)
+        image = (augment(pixels, views) if config.flip else pixels).float() / 255
         reconstruction, mu, logvar = model(image, eps)
         mse = (reconstruction - image).square().mean()
         error = image[0].numel() * mse
@@ -107,8 +109,8 @@ def test_a_step_that_is_no_number_changes_nothing():
     state = make_state(CONFIG, CPU)
     take(state, CONFIG, 2)
     before, tally = snapshot(state), state.tally.clone()
-    pixels, mirrored, eps, kernels = draw(2)
-    spoiled = pixels, mirrored, eps * float("nan"), kernels
+    pixels, views, eps, kernels = draw(2)
+    spoiled = pixels, views, eps * float("nan"), kernels
     train_step(state, state.model, CONFIG, ALONE, *spoiled, dials(CONFIG, 0, 6)[2])
     after = snapshot(state)
     assert all(torch.equal(before[name], after[name]) for name in before)
