@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import logging
 import platform
 import re
@@ -218,7 +219,7 @@ def to_int8(graph: onnx.ModelProto, examples: NDArray[np.float32]) -> onnx.Model
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod.Percentile,  # 99.999: a few pictures would spend half of the range
         )
         return _tidy(onnx.load(path), graph)
 
@@ -320,10 +321,11 @@ def processor() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer logs advice on fusions that our graphs, folded at export, have no use for."""
+    """The quantizer logs advice on fusions that our graphs, folded at export, do not need; it prints its progress."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
