@@ -199,15 +199,16 @@ def to_int8(graph: onnx.ModelProto, examples: NDArray[np.float32]) -> onnx.Model
     )
 
     class Examples(CalibrationDataReader):  # type: ignore[misc]
-        """Batches of `examples`, as the quantizer asks for them."""
+        """Batches of `examples`, of one size as its percentiles ask for; what is left over is not seen."""
 
         def __init__(self) -> None:
-            self.parts = iter(np.array_split(examples, -(-len(examples) // _BATCH)))
+            self.parts = iter(np.split(examples[: size * count], count))
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             part = next(self.parts, None)
             return None if part is None else {graph.graph.input[0].name: part}
 
+    size, count = min(_BATCH, len(examples)), max(1, len(examples) // _BATCH)
     with tempfile.TemporaryDirectory() as place, _quiet():
         path = Path(place) / "int8.onnx"
         quantize_static(
