@@ -137,21 +137,29 @@ class Prior:
 
     def _components(self, codes: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """log of weights_k N(codes | k), (K, n), and the whitened codes of each component, (K, n, latent_dim)."""
-        points, centres = codes.astype(np.float64)[None], self.means.astype(np.float64)[:, None]
-        log_volume = np.zeros(len(self.weights))
-        if self.scales is None or len(self.scales) > 1:
-            white = points - centres
-            if self.scales is not None:
-                white = np.matmul(white, self._whitening.transpose(0, 2, 1))
-        else:  # one product for all components
-            white = points @ self._whitening[0].T - centres @ self._whitening[0].T
+        white: NDArray[np.float64] = codes.astype(np.float64)[None]
         if self.scales is not None:
-            log_volume = log_volume - np.linalg.slogdet(self._whitening)[1]
+            white = np.matmul(white, self._whitening.transpose(0, 2, 1))
+        white = white - self._centres
         if self.spreads is not None:
             white /= self.spreads[:, None]
-            log_volume = log_volume + np.log(self.spreads.astype(np.float64)).sum(axis=1)
-        constants = np.log(self.weights.astype(np.float64)) - log_volume - self.latent_dim / 2 * math.log(2 * math.pi)
-        return constants[:, None] - (white**2).sum(axis=2) / 2, white
+        return self._log_constants[:, None] - (white**2).sum(axis=2) / 2, white
+
+    @functools.cached_property
+    def _centres(self) -> NDArray[np.float64]:
+        """`means` as codes are before they are compared with them, (K, 1, latent_dim)."""
+        centres = self.means[:, None].astype(np.float64)
+        return centres if self.scales is None else np.matmul(centres, self._whitening.transpose(0, 2, 1))
+
+    @functools.cached_property
+    def _log_constants(self) -> NDArray[np.float64]:
+        """What of log(weights_k N(z | k)) does not depend on z, (K,)."""
+        constants = np.log(self.weights.astype(np.float64)) - self.latent_dim / 2 * math.log(2 * math.pi)
+        if self.scales is not None:
+            constants += np.linalg.slogdet(self._whitening)[1]
+        if self.spreads is not None:
+            constants -= np.log(self.spreads.astype(np.float64)).sum(axis=1)
+        return constants
 
     @functools.cached_property
     def _whitening(self) -> NDArray[np.float64]:

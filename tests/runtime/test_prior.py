@@ -26,13 +26,7 @@ def tied(rng: np.random.Generator, count: int = 3, dim: int = 4) -> Prior:
 
 def factors(prior: Prior) -> np.ndarray:
     """A_k of each component, so that its covariance is A_k A_k^T."""
-    spreads = np.ones_like(prior.means) if prior.spreads is None else prior.spreads
-    return np.stack(
-        [
-            np.broadcast_to(prior.scales, (len(spreads), *prior.scales.shape[1:]))[k] @ np.diag(s)
-            for k, s in enumerate(spreads)
-        ]
-    )
+    return prior.scales if prior.spreads is None else prior.scales * prior.spreads[:, None]
 
 
 @pytest.fixture(params=[mixture, tied])
