@@ -232,7 +232,7 @@ def generation(line: Lineage) -> str:
 def about(studio: Studio) -> str:
     """The model's card and what runs it, as Markdown."""
     vae, config = studio.vae, studio.vae.config
-    prior = "N(0, I)" if config.prior is None else f"fitted, {len(vae.prior.weights)} Gaussians"
+    prior = vae.prior.kind if config.prior is None else f"{vae.prior.kind}, fitted to the codes of those faces"
     names = ", ".join(slider.label.lower() for slider in studio.named) or "none; the sliders were measured"
     rows = {
         "model": f"`{config.name}`, preset `{config.preset}`, id `{config.model_id}`",

@@ -64,7 +64,7 @@ def replay(prior: Prior, lineage: Lineage) -> NDArray[np.float32]:
     """
     rng = np.random.default_rng(lineage.seed)
     codes = prior.sample(SIZE, rng)
-    mean = (prior.weights[:, None] * prior.means).sum(axis=0)
+    mean = prior.centre
     for picks, mutation in lineage.steps:
         pairs = rng.choice(picks, (2, SIZE))
         children = np.where(rng.random((SIZE, prior.latent_dim)) < 0.5, codes[pairs[0]], codes[pairs[1]])

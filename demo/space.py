@@ -24,6 +24,7 @@ from vae_runtime import VAE, InputError
 from vae_runtime.cli import Parser, run
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE
 from vae_runtime.errors import HubError
+from vae_runtime.flow import ARRAYS, Flow
 from vae_runtime.golden import GOLDEN_FILE, Golden
 from vae_runtime.hub import HUB_PREFIX, parse_address
 from vae_runtime.model import resolve
@@ -166,6 +167,7 @@ def describe(vae: VAE) -> dict[str, Any]:
             "means": _packed(prior.means),
             "scales": None if prior.scales is None else _packed(prior.scales),
             "spreads": None if prior.spreads is None else _packed(prior.spreads),
+            "flow": None if prior.flow is None else _described(prior.flow),
         },
         "sliders": [{"label": slider.label, "step": slider.step.tolist()} for slider in sliders],
     }
@@ -209,6 +211,11 @@ def _named(folders: Sequence[Path]) -> list[tuple[Path, str]]:
 def _card(out: Path, sdk: str, keys: str, link: str | None, text: str) -> None:
     models = f"models: [{link}]\n" if link else ""
     (out / "README.md").write_text(README.format(sdk=sdk, keys=keys, models=models, text=text), encoding="utf-8")
+
+
+def _described(flow: Flow) -> dict[str, Any]:
+    numbers = {name: _packed(getattr(flow, name)) for name in ARRAYS if name != "orders"}
+    return {"orders": flow.orders.tolist(), **numbers}
 
 
 def _packed(array: np.ndarray[Any, Any]) -> str:

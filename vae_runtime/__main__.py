@@ -266,7 +266,7 @@ def _describe(vae: VAE) -> dict[str, str]:
         "model": f"{config.name} ({config.preset}), id {config.model_id}",
         "pictures": f"{config.image_size} x {config.image_size} RGB, latent_dim {config.latent_dim}",
         "variant": f"{vae.variant or 'float32'}, of float32{', '.join(['', *found])}",
-        "prior": f"{len(vae.prior.weights)} Gaussians, fitted" if config.prior else "N(0, I)",
+        "prior": f"{vae.prior.kind}, fitted" if config.prior else vae.prior.kind,
         "directions": ", ".join(vae.directions.names) if vae.directions else "none named",
         "trained on": f"{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}",
         **{metric: f"{figure:.4g}" for metric, figure in config.metrics.items()},

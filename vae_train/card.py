@@ -100,8 +100,7 @@ def _learned(config: ModelConfig, folder: Path) -> str:
     """What the card says of the prior and of the directions."""
     parts = []
     if config.prior:
-        count = len(Prior.load(folder / config.prior).weights)
-        density = f"{count} Gaussians" if count > 1 else "a Gaussian"
+        density = Prior.load(folder / config.prior).kind
         parts.append(
             f"\n`sample` draws from `{config.prior}`, {density} fitted to the codes of\n"
             'the training pictures (Ghosh et al. 2020); `sample(16, prior="unit")` from N(0, I).\n'

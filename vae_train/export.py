@@ -145,7 +145,7 @@ def export(
         folder.mkdir()
         described = _describe(config, saved, model, run, name)
         files = write_graphs(model, described, folder)
-        beside: dict[str, Any] = write_learned(model, saved, faces, folder) if faces else {}
+        beside: dict[str, Any] = write_learned(model, config, saved, faces, folder) if faces else {}
         learned = [*beside.values(), *(write_neighbours(model, config, faces, folder) if faces else [])]
         files |= {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in learned}
         model_config = ModelConfig(**described, **beside, files=files)
@@ -189,15 +189,15 @@ def write_graphs(model: VAE, described: dict[str, Any], folder: Path) -> dict[st
     return digests | {INVERSE_FILE: write_inverse(folder)}
 
 
-def write_learned(model: VAE, saved: Checkpoint, faces: Faces, folder: Path) -> dict[str, str]:
+def write_learned(model: VAE, config: TrainConfig, saved: Checkpoint, faces: Faces, folder: Path) -> dict[str, str]:
     """Write the prior and the directions into `folder`; return the name of each file by its field of config.json."""
     if faces.sha256 != saved.state["data"]["sha256"]:
         raise UsageError(f"{faces.name}: not the pictures that the run was trained on")
-    prior, directions, scores = learn(model, faces)
+    prior, directions, scores = learn(model, faces, config.flip)
     shown = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())
-    print(f"prior: log density of held-out codes in nats, by components: {shown}", file=sys.stderr)
+    print(f"prior: {prior.kind}; log density of held-out codes in nats: {shown}", file=sys.stderr)
     directions.save(folder / DIRECTIONS_FILE)
-    if prior.scales is None:
+    if prior.is_standard:
         return {"directions": DIRECTIONS_FILE}
     prior.save(folder / PRIOR_FILE)
     return {"prior": PRIOR_FILE, "directions": DIRECTIONS_FILE}

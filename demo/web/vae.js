@@ -38,6 +38,7 @@ export class VAE {
       means: floats(model.prior.means),
       scales: model.prior.scales && floats(model.prior.scales),
       spreads: model.prior.spreads && floats(model.prior.spreads),
+      flow: model.prior.flow && unpackFlow(model.prior.flow),
     };
     vae.encoder = await open("encoder.onnx");
     vae.decoder = await open("decoder.onnx");
@@ -72,9 +73,9 @@ export class VAE {
     return { mu: await mu.getData(), logvar: await logvar.getData() };
   }
 
-  /** New codes from the prior: a component by its weight, then mean + temperature * scale * (spread * eps). */
+  /** New codes from the prior: a component by its weight, mean + temperature * scale * (spread * eps), and the flow. */
   sample(count, random, temperature = 1) {
-    const { weights, means, scales, spreads } = this.prior, dim = this.dim;
+    const { weights, means, scales, spreads, flow } = this.prior, dim = this.dim;
     const shared = scales?.length === dim * dim;
     const codes = new Float32Array(count * dim), eps = new Float64Array(dim);
     for (let n = 0; n < count; n++) {
@@ -87,6 +88,7 @@ export class VAE {
         if (scales) for (let j = 0; j < dim; j++) sum += scales[row + j] * eps[j];
         codes[n * dim + i] = means[k * dim + i] + temperature * sum;
       }
+      if (flow) bend(flow, codes.subarray(n * dim, (n + 1) * dim));
     }
     return codes;
   }
@@ -119,6 +121,34 @@ export function seeded(seed) {
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
+}
+
+function unpackFlow({ orders, ...packed }) {
+  return { orders, ...Object.fromEntries(Object.entries(packed).map(([name, text]) => [name, floats(text)])) };
+}
+
+/** A matrix of rows of x.length numbers, from the number `at` on, times x, plus a vector. */
+function affine(matrix, at, x, plus, from, rows) {
+  const result = new Float64Array(rows);
+  for (let i = 0; i < rows; i++) {
+    let sum = plus[from + i];
+    for (let j = 0; j < x.length; j++) sum += matrix[at + i * x.length + j] * x[j];
+    result[i] = sum;
+  }
+  return result;
+}
+
+/** What the prior's flow makes of one code, in place; see vae_runtime.flow.Flow. */
+function bend({ orders, inner, inner_bias, outer, outer_bias, basis, shift }, code) {
+  const dim = code.length, half = dim >> 1, rest = dim - half, hidden = inner_bias.length / orders.length;
+  orders.forEach((order, l) => {
+    const kept = Float64Array.from(order.slice(0, half), (i) => code[i]);
+    const units = affine(inner, l * hidden * half, kept, inner_bias, l * hidden, hidden).map((x) => x / (1 + Math.exp(-x)));
+    const said = affine(outer, l * 2 * rest * hidden, units, outer_bias, l * 2 * rest, 2 * rest);
+    for (let i = 0; i < rest; i++)
+      code[order[half + i]] = code[order[half + i]] * Math.exp(Math.tanh(said[rest + i])) + said[i];
+  });
+  code.set(affine(basis, 0, Float64Array.from(code), shift, 0, dim));
 }
 
 function gauss(random) {

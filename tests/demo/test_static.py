@@ -114,6 +114,31 @@ def test_the_prior_is_sampled_as_it_is(page, static, vaes):
     np.testing.assert_allclose(there.std(axis=0), here.std(axis=0), atol=0.08)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_same_noise_becomes_the_same_codes_as_in_python(page, static, vaes, number):
+    """The bundled model's prior, and a mixture; the page is given the uniform numbers that it draws from."""
+    ready(page, static)
+    vae, count, dim = vaes[number], 3, vaes[number].latent_dim
+    uniform = np.random.default_rng(2).random((count, 1 + 2 * dim))
+    codes = page.evaluate(
+        """async ([name, uniform]) => {
+            const {VAE} = await import('./vae.js');
+            const vae = await VAE.load(name), left = uniform.values();
+            return [...vae.sample(uniform.length / (1 + 2 * vae.dim), () => left.next().value, 0.7)];
+        }""",
+        [vae.config.name, uniform.ravel().tolist()],
+    )
+    prior = vae.prior
+    chosen = np.searchsorted(np.cumsum(prior.weights)[:-1], uniform[:, 0], side="right")
+    eps = np.sqrt(-2 * np.log(1 - uniform[:, 1::2])) * np.cos(2 * np.pi * uniform[:, 2::2])
+    eps *= 1 if prior.spreads is None else prior.spreads[chosen]
+    if prior.scales is not None:
+        eps = np.stack([prior.scales[k % len(prior.scales)] @ row for k, row in zip(chosen, eps, strict=True)])
+    x = prior.means[chosen] + 0.7 * eps
+    expected = x if prior.flow is None else prior.flow.forward(x)
+    np.testing.assert_allclose(np.reshape(codes, (count, dim)), expected, atol=1e-4)
+
+
 def test_dragging_blends_and_every_wish_is_drawn(page, static):
     ready(page, static)
     face = page.locator("#face")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from vae_runtime.directions import Directions
 from vae_runtime.errors import InputError, InputTypeError, ModelFileError
+from vae_runtime.flow import ARRAYS, Flow
 from vae_runtime.prior import Prior, sample_prior
 
 
@@ -24,12 +26,32 @@ def tied(rng: np.random.Generator, count: int = 3, dim: int = 4) -> Prior:
     return Prior(weights, rng.normal(0, 3, (count, dim)), rng.normal(0, 1, (1, dim, dim)), spreads)
 
 
+def bent(rng: np.random.Generator, count: int = 3, dim: int = 4, layers: int = 3, hidden: int = 5) -> Prior:
+    rest = dim - dim // 2
+    flow = Flow(
+        np.stack([rng.permutation(dim) for _ in range(layers)]),
+        rng.normal(size=(layers, hidden, dim // 2)),
+        rng.normal(size=(layers, hidden)),
+        rng.normal(0, 0.4, (layers, 2 * rest, hidden)),
+        rng.normal(0, 0.3, (layers, 2 * rest)),
+        np.eye(dim) + rng.normal(0, 0.2, (dim, dim)),
+        rng.normal(size=dim),
+    )
+    weights = np.arange(1, count + 1) / sum(range(1, count + 1))
+    return Prior(weights, np.zeros((count, dim)), None, rng.uniform(0.3, 1.5, (count, dim)), flow)
+
+
 def factors(prior: Prior) -> np.ndarray:
     """A_k of each component, so that its covariance is A_k A_k^T."""
     return prior.scales if prior.spreads is None else prior.scales * prior.spreads[:, None]
 
 
 @pytest.fixture(params=[mixture, tied])
+def any_mixture(request, rng):
+    return request.param(rng)
+
+
+@pytest.fixture(params=[mixture, tied, bent])
 def any_prior(request, rng):
     return request.param(rng)
 
@@ -43,9 +65,9 @@ def test_the_standard_prior_is_the_unit_gaussian(rng):
     np.testing.assert_array_equal(sample_prior(4, 5, rng=3), draws)
 
 
-def test_log_prob_is_the_mixture_by_covariances(any_prior, rng):
+def test_log_prob_is_the_mixture_by_covariances(any_mixture, rng):
     """Independent oracle: the density written with inverse and determinant of each covariance, summed plainly."""
-    prior, z = any_prior, rng.normal(0, 3, (20, 4))
+    prior, z = any_mixture, rng.normal(0, 3, (20, 4))
     total = np.zeros(20)
     for weight, mean, scale in zip(prior.weights, prior.means, factors(prior), strict=True):
         covariance = scale.astype(float) @ scale.T.astype(float)
@@ -60,8 +82,106 @@ def test_log_prob_integrates_to_one():
     assert np.exp(prior.log_prob(x[:, None])).sum() * step == pytest.approx(1, abs=1e-6)
 
 
-def test_log_prob_far_away_is_finite():
-    assert np.isfinite(Prior.standard(2).log_prob([[1e4, -1e4]])).all()
+def test_log_prob_far_away_is_finite(any_prior):
+    for far in ([[1e4, -1e4, 1e4, 0]], [[-1e6, 1e6, 0, 0]]):
+        log_prob, score = any_prior.log_prob_and_score(far)
+        assert np.isfinite(log_prob).all()
+        assert np.isfinite(score).all()
+
+
+def plainly(flow: Flow, x: np.ndarray) -> np.ndarray:
+    """Independent oracle: the flow by its definition, one number after the other."""
+
+    def affine(matrix: np.ndarray, numbers: list[float], plus: np.ndarray) -> list[float]:
+        rows = zip(matrix.tolist(), plus.tolist(), strict=True)
+        return [sum(w * each for w, each in zip(row, numbers, strict=True)) + bias for row, bias in rows]
+
+    y, half = x.tolist(), flow.latent_dim // 2
+    for layer, order in enumerate(flow.orders):
+        before = affine(flow.inner[layer], [y[i] for i in order[:half]], flow.inner_bias[layer])
+        said = affine(flow.outer[layer], [a / (1 + math.exp(-a)) for a in before], flow.outer_bias[layer])
+        moves, scales = said[: len(said) // 2], said[len(said) // 2 :]
+        for i, move, scale in zip(order[half:], moves, scales, strict=True):
+            y[i] = math.exp(math.tanh(scale)) * y[i] + move
+    return np.array(affine(flow.basis, y, flow.shift))
+
+
+@pytest.mark.parametrize("dim", [2, 4, 7])
+def test_the_flow_is_what_it_says(rng, dim):
+    flow, x = bent(rng, dim=dim).flow, rng.normal(size=(6, dim))
+    z = flow.forward(x)
+    np.testing.assert_allclose(z, [plainly(flow, row) for row in x], rtol=1e-9, atol=1e-9)
+    back, log_det = flow.inverse(z)
+    np.testing.assert_allclose(back, x, atol=1e-9)
+    step = 1e-6 * np.eye(dim)
+    slopes = np.stack([(flow.forward(x + each) - flow.forward(x - each)) / 2e-6 for each in step], axis=2)
+    np.testing.assert_allclose(log_det, -np.linalg.slogdet(slopes)[1], atol=1e-6)
+
+
+def test_the_density_of_a_flow_integrates_to_one(rng):
+    prior = bent(rng, dim=2)
+    axis, step = np.linspace(-50, 50, 1601, retstep=True)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    assert np.exp(prior.log_prob(grid)).sum() * step**2 == pytest.approx(1, abs=1e-3)
+
+
+def test_draws_of_a_flow_are_as_likely_as_it_says(rng):
+    """Shares of draws in boxes are the integrals of the density over them."""
+    prior = bent(rng, dim=2)
+    z, step = prior.sample(100_000, rng=0).astype(float), 0.02
+    for low, high in (((-1, -1), (1, 0.5)), ((0, 0), (2, 3))):
+        middles = [np.arange(a, b, step) + step / 2 for a, b in zip(low, high, strict=True)]
+        grid = np.stack(np.meshgrid(*middles), axis=-1).reshape(-1, 2)
+        expected = np.exp(prior.log_prob(grid)).sum() * step**2
+        share = ((z >= low) & (z < high)).all(axis=1).mean()
+        assert share == pytest.approx(expected, abs=0.006)
+
+
+def test_cold_draws_of_a_flow_are_its_centre(rng):
+    prior = bent(rng)
+    np.testing.assert_allclose(prior.sample(3, rng=0, temperature=0), np.tile(prior.centre, (3, 1)), atol=1e-5)
+    assert prior.kind == "a flow over 3 Gaussians"
+    assert Prior.standard(4).kind == "N(0, I)"
+    assert mixture(rng, 1).kind == "a Gaussian"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("orders", lambda v: v * 0, "each once"),
+        ("orders", lambda v: v + 1, "each once"),
+        ("orders", lambda v: v[0], "orders"),
+        ("orders", lambda v: v[:, :1], "latent_dim of 2"),
+        ("orders", lambda v: np.tile(v, (30, 1)), "L from 1 to 64"),
+        ("inner", lambda v: v[:, :, :1], "inner"),
+        ("inner_bias", lambda v: v[:, :0], "hidden"),
+        ("outer", lambda v: v[:1], "outer"),
+        ("outer_bias", lambda v: v * np.nan, "finite"),
+        ("basis", lambda v: v * 0, "invertible"),
+        ("shift", lambda v: v[:2], "shift"),
+    ],
+)
+def test_what_is_no_flow_is_refused(rng, name, change, said):
+    flow = bent(rng).flow
+    arrays = {key: getattr(flow, key) for key in ARRAYS}
+    with pytest.raises(InputError, match=said):
+        Flow(**arrays | {name: change(arrays[name])})
+
+
+def test_a_flow_of_another_length_is_refused(rng):
+    with pytest.raises(InputError, match="a flow of 4 numbers over a mixture of 3"):
+        Prior([1.0], np.zeros((1, 3)), flow=bent(rng).flow)
+
+
+@pytest.mark.parametrize("name", ["orders", "basis", "outer_bias"])
+def test_half_a_flow_is_refused(tmp_path, rng, name):
+    path = bent(rng).save(tmp_path / "prior.npz")
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    del members[f"{name}.npy"]
+    path.write_bytes(zipped(members))
+    with pytest.raises(ModelFileError, match=r"prior\.npz"):
+        Prior.load(path)
 
 
 def test_the_score_is_the_slope_of_log_prob(any_prior, rng):
@@ -74,8 +194,8 @@ def test_the_score_is_the_slope_of_log_prob(any_prior, rng):
         np.testing.assert_allclose(score[:, index], slope, rtol=1e-3, atol=1e-3)
 
 
-def test_samples_have_the_moments_of_the_mixture(any_prior):
-    prior, count = any_prior, 200_000
+def test_samples_have_the_moments_of_the_mixture(any_mixture):
+    prior, count = any_mixture, 200_000
     z = prior.sample(count, rng=0).astype(float)
     mean = prior.weights @ prior.means
     covariance = sum(
@@ -150,12 +270,10 @@ def test_what_is_no_prior_is_refused(weights, means, scales, said):
 def test_spreads_that_are_none_are_refused(spreads):
     with pytest.raises(InputError, match="spreads"):
         Prior([0.5, 0.5], np.zeros((2, 2)), np.eye(2)[None], spreads)
-    with pytest.raises(InputError, match="spreads"):
-        Prior([0.5, 0.5], np.zeros((2, 2)), None, spreads)
 
 
 def test_save_and_load(tmp_path, rng):
-    for prior in (mixture(rng), tied(rng), Prior.standard(6)):
+    for prior in (mixture(rng), tied(rng), bent(rng), Prior.standard(6)):
         path, again = prior.save(tmp_path / "a.npz"), prior.save(tmp_path / "b.npz")
         assert path.read_bytes() == again.read_bytes()
         loaded = Prior.load(path)
