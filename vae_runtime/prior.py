@@ -136,7 +136,11 @@ class Prior:
             for k in np.unique(shapes):
                 eps[shapes == k] = eps[shapes == k] @ self.scales[k].T.astype(np.float64)
         x = self.means[chosen] + spread * eps
-        return np.asarray(x if self.flow is None else self.flow.forward(x), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # of a prior by a stranger
+            codes = np.asarray(x if self.flow is None else self.flow.forward(x), np.float32)
+        if not np.isfinite(codes).all():
+            raise InputError("prior: its draws are no finite numbers; fit it again")
+        return codes
 
     def log_prob(self, z: ArrayLike) -> NDArray[np.float64]:
         """log p(z) in nats, exact, for codes (n, latent_dim): float64 (n,)."""

@@ -14,7 +14,7 @@ from vae_runtime.flow import Flow
 from vae_runtime.prior import Prior
 
 COUPLINGS = 8
-HIDDEN = 64
+HIDDEN = 32
 """Numbers between the two layers of a coupling's network."""
 SPHERES = 8
 """Gaussians of the base density, all at 0 and round: strong and weak codes differ in their length above all."""

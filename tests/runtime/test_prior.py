@@ -168,6 +168,14 @@ def test_what_is_no_flow_is_refused(rng, name, change, said):
         Flow(**arrays | {name: change(arrays[name])})
 
 
+def test_draws_beyond_float32_are_refused(rng):
+    flow = bent(rng, layers=30).flow
+    wild = Flow(**{key: getattr(flow, key) for key in ARRAYS} | {"outer": flow.outer * np.float32(1e30)})
+    for prior in (Prior([1.0], np.zeros((1, 4)), flow=wild), Prior([1.0], np.zeros((1, 2)), np.eye(2)[None] * 3e38)):
+        with pytest.raises(InputError, match="no finite numbers"):
+            prior.sample(64, rng=0)
+
+
 def test_a_flow_of_another_length_is_refused(rng):
     with pytest.raises(InputError, match="a flow of 4 numbers over a mixture of 3"):
         Prior([1.0], np.zeros((1, 3)), flow=bent(rng).flow)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from vae_train import flow, posterior
+from vae_train.data import load_faces
 from vae_train.flow import fit_flow
 from vae_train.model import VAE
-from vae_train.posterior import nearest
+from vae_train.posterior import learn, nearest
 
 
 def banana(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -79,3 +80,30 @@ def test_the_nearest_prior_is_the_one_that_the_pictures_came_from(rng):
     pixels = posterior.decode(network, right.sample(150, rng=9)).numpy()
     assert nearest(network, [wrong, right], pixels) is right
     assert nearest(network, [right, wrong], pixels) is right
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypatch, rng, mirrored):
+    """With `mirrored`, the codes of mirrored pictures, too; the flow is taken where its pictures are nearer."""
+    faces = load_faces(str(faces_zip), 32)
+    network = VAE(32, 4).eval()
+    pixels = faces.pixels[~faces.held_out()]
+    seen = []
+
+    def fake(mu: np.ndarray, logvar: np.ndarray) -> posterior.Prior:
+        seen.append(mu)
+        return posterior.Prior([1.0], mu.mean(0, keepdims=True), np.eye(4)[None] * 0.1)
+
+    assert "flow" not in learn(network, faces, mirrored)[2]  # too few pictures for one
+    monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
+    monkeypatch.setattr(posterior, "fit_flow", fake)
+    for place in (0, -1):
+        monkeypatch.setattr(posterior, "nearest", lambda network, priors, pixels, place=place: priors[place])
+        prior, _, scores = learn(network, faces, mirrored)
+        assert "flow" in scores
+        assert (prior.scales is not None and prior.scales[0, 0, 0] == np.float32(0.1)) == (place == -1)
+    codes = posterior.encode(network, pixels).mu
+    assert len(seen[0]) == len(pixels) * (1 + mirrored)
+    np.testing.assert_array_equal(seen[0][: len(codes)], codes)
+    if mirrored:
+        np.testing.assert_allclose(seen[0][-1], posterior.encode(network, pixels[-1:, :, :, ::-1]).mu[0], atol=1e-5)
