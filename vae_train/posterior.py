@@ -191,20 +191,18 @@ def _colour_marks(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
 def learn(network: VAE, faces: Faces, mirrored: bool = False) -> tuple[Prior, Directions, dict[str, float]]:
     """The prior, the directions and the scores of `fit_prior` for a network and the source that it was trained on.
 
-    mirrored: whether it was trained on mirrored pictures, too; the prior then is of the codes of both.
+    mirrored: whether it was trained on mirrored pictures, too; a flow, which follows single codes else, is then fitted
+    to the codes of both. The few numbers of a mixture need no more codes, and drawn faces have a side.
     """
     held_out = faces.held_out()
     rows = np.flatnonzero(~held_out)
     pixels = faces.pixels[~held_out]
     train, test = encode(network, pixels), encode(network, faces.pixels[held_out])
     labels = {name: [values[row] for row in rows] for name, values in faces.labels.items()}
-    seen = train
-    if mirrored:
-        other = encode(network, pixels[..., ::-1])
-        seen = Codes(np.concatenate([train.mu, other.mu]), np.concatenate([train.logvar, other.logvar]))
-    prior, scores = fit_prior(seen, test)
+    prior, scores = fit_prior(train, test)
     if len(pixels) >= _FLOW_CODES:
-        flow = fit_flow(seen.mu, seen.logvar)
+        seen = [train, encode(network, pixels[..., ::-1])] if mirrored else [train]
+        flow = fit_flow(np.concatenate([each.mu for each in seen]), np.concatenate([each.logvar for each in seen]))
         scores["flow"] = float(flow.log_prob(draw(test)).mean())
         prior = nearest(network, [prior, flow], pixels)
     return prior, fit_directions(train, pixels, labels), scores
