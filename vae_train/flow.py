@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vae_runtime.flow import Flow
 from vae_runtime.prior import Prior
 
-COUPLINGS = 8
+COUPLINGS = 12
 HIDDEN = 32
 """Numbers between the two layers of a coupling's network."""
 SPHERES = 8
