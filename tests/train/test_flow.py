@@ -107,3 +107,8 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
     np.testing.assert_array_equal(seen[0][: len(codes)], codes)
     if mirrored:
         np.testing.assert_allclose(seen[0][-1], posterior.encode(network, pixels[-1:, :, :, ::-1]).mu[0], atol=1e-5)
+
+
+def test_a_code_of_one_number_has_no_flow(faces_zip, monkeypatch):
+    monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
+    assert "flow" not in learn(VAE(32, 1).eval(), load_faces(str(faces_zip), 32))[2]
