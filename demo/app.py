@@ -387,6 +387,9 @@ def _reconstruct_tab(page: Page) -> FaceImage:
     return picture
 
 
+_SETTLE = "() => new Promise((resolve) => setTimeout(resolve, 50))"
+
+
 def _interpolate_tab(page: Page) -> list[FaceImage]:
     start = page.first.sample(4, FIRST_SEED)
     with gr.Tab("Interpolate", id="interpolate"):
@@ -420,15 +423,17 @@ def _interpolate_tab(page: Page) -> list[FaceImage]:
                 kind = gr.Radio(["webm", "gif", "webp"], value="webm", label="Loop as", elem_id="loop-format")
                 make = gr.Button("Make a loop", variant="primary", elem_id="make-loop")
                 film = FlipBook("Loop", note="The loop plays here, and can be kept.", elem_id="loop")
-    gr.on(
-        [*(slot.change for slot in slots), method.input, steps.input],
-        page.answers.interpolate,
-        [page.model, *slots, method, steps],
-        [strip, square],
-        api_name="interpolate",
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
+    redraw: dict[str, Any] = {
+        "fn": page.answers.interpolate,
+        "inputs": [page.model, *slots, method, steps],
+        "outputs": [strip, square],
+        "show_progress": "hidden",
+    }
+    gr.on([method.input, steps.input], api_name="interpolate", trigger_mode="always_last", **redraw)
+    # Faces sent here fill the slots one after another: asked at each change, the page would go on to show whichever
+    # answer came last, that to a state between, too. So the values are read when all are in their places.
+    settled = gr.on([slot.change for slot in slots], None, js=_SETTLE, trigger_mode="always_last")
+    settled.then(api_visibility="private", **redraw)
     make.click(page.answers.loop, [page.model, *slots, method, kind], film, api_name="loop")
     return slots
 

@@ -75,6 +75,27 @@ def test_picked_faces_go_to_another_tab(page, address, vaes):
     page.get_by_role("tab", name="Interpolate", selected=True).wait_for()
     wait_until(page, "#interpolate-strip", vaes[0].interpolate(faces[2], faces[5], 8))
     assert "square" in page.locator("#interpolate-square .empty").inner_text()
+    page.get_by_role("tab", name="Sample").click()
+    for place in (7, 9):
+        page.locator("#sample-faces button").nth(place).click()
+    page.locator("#send-interpolate").click()
+    four = faces[[2, 5, 7, 9]]
+    wait_until(page, "#interpolate-square", Studio(vaes[0]).square(four))
+    wait_until(page, "#interpolate-strip", Studio(vaes[0]).strip(four, 8, "slerp"))
+    page.locator("#interpolate-2 button[aria-label*=emove]").first.click()
+    wait_until(page, "#interpolate-strip", Studio(vaes[0]).strip(faces[[2, 7, 9]], 8, "slerp"))
+
+
+def test_a_slower_answer_to_slots_half_filled_does_not_stay(page, address, vaes):
+    faces = vaes[0].sample(FIRST_FACES, rng=FIRST_SEED)
+    for _ in range(4):
+        page.goto(address)
+        for place in (2, 5):
+            page.locator("#sample-faces button").nth(place).click()
+        page.locator("#send-interpolate").click()
+        wait_until(page, "#interpolate-strip", vaes[0].interpolate(faces[2], faces[5], 8))
+        page.wait_for_timeout(500)
+        assert same(shown(page, "#interpolate-strip"), vaes[0].interpolate(faces[2], faces[5], 8))
 
 
 def test_without_a_pick_the_page_says_what_to_do(page, address):
