@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_runtime.cli import EXIT_FAILURE, Parser, add_device, add_variant, integer, number, output, run
-from vae_runtime.config import INVERSE_FILE, VARIANTS, ModelConfig
+from vae_runtime.config import ENCODER_FILE, INVERSE_FILE, VARIANTS, ModelConfig
 from vae_train.config import CONFIG_FILE, PRESETS, TrainConfig, make_config, option, resumed_config
 from vae_train.data import check_source
 from vae_train.errors import UsageError
@@ -120,6 +120,12 @@ def evaluate_parser() -> Parser:
         help="also invert, inpaint, ... the first N pictures (export)",
     )
     parser.add_argument("--figure", type=output(".png"), help="draw what --inverse found")
+    parser.add_argument(
+        "--gap",
+        type=integer(1, 10_000),
+        metavar="N",
+        help="also find the best code of each of the first N pictures: what the encoder leaves of the bound (run)",
+    )
     add_device(parser)
     return parser
 
@@ -272,6 +278,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         raise UsageError("--figure: draws what --inverse N finds; add it")
     if given.inverse and not (given.model / INVERSE_FILE).is_file():
         raise UsageError(f"--inverse: there is no {INVERSE_FILE} in {given.model}; export it first")
+    if given.gap and (given.model / ENCODER_FILE).is_file():
+        raise UsageError(f"--gap: descends through torch; give the run that {given.model} was exported from")
 
     from vae_runtime.card import CARD_FILE, write_chapter
     from vae_train.evaluate import (
@@ -284,6 +292,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         restorations,
         save_json,
     )
+    from vae_train.gap import amortization_gap
     from vae_train.train import choose_device
 
     check_model(given.model)
@@ -294,6 +303,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     figures = evaluate(model, pixels)
     if given.inverse:
         figures |= restorations(given.model, pixels[: given.inverse], given.figure)
+    if given.gap:
+        figures |= amortization_gap(given.model, pixels[: given.gap], choose_device(given.device))
     print(as_table(figures, f"{model.name} on {faces.name} ({which})"))
     if given.json:
         save_json({"model": model.name, "data": faces.name, "which": which, **figures}, given.json)

@@ -24,6 +24,7 @@ from vae_train.config import TrainConfig
 from vae_train.data import Faces, load_faces
 from vae_train.errors import DataError
 from vae_train.export import find_run, load_run
+from vae_train.feed import to_unit
 from vae_train.losses import (
     bits_per_dim,
     gaussian_nll,
@@ -188,13 +189,32 @@ def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
 def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = None) -> dict[str, float]:
     """PSNR in dB of pictures (n, 3, S, S) inverted, inpainted, denoised and upscaled by an export, and of its rivals.
 
-    See `restore`. figure: where to draw them.
+    See `restore`. figure: where to draw them. bits_per_dim of inverted: the bound of N(inverted code, the encoder's
+    variance), and of decode(mu), the encoder's own, both under N(0, I) and with the same noise.
     """
+    originals = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
     with runtime.VAE.load(folder, device="cpu") as vae:
-        pictures = restore(vae, np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+        pictures = restore(vae, originals)
         if figure is not None:
             draw(pictures, figure, f"{vae.config.name}, a quarter hidden, noise {NOISE:g}, drawn by ONNX Runtime")
-    return {f"psnr of {name}": value for name, value in psnrs(pictures).items()}
+        (mu, logvar), inverted = vae.encode(originals), vae.invert(originals)
+    bounds = {"decode(mu)": (mu, logvar), "inverted": (inverted, logvar)}
+    model = open_model(folder, torch.device("cpu"))
+    return {
+        **{f"psnr of {name}": value for name, value in psnrs(pictures).items()},
+        **{f"bits_per_dim of {name}": _bits(model, pixels, *code) for name, code in bounds.items()},
+    }
+
+
+def _bits(model: Autoencoder, pixels: NDArray[np.uint8], mu: Floats, logvar: Floats) -> float:
+    """The bound of N(mu, diag(exp(logvar))) on pictures (n, 3, S, S), in bits per dimension; one draw of z each."""
+    rng, errors = np.random.default_rng(_SEED), []
+    for start in range(0, len(pixels), _BATCH):
+        part = slice(start, start + _BATCH)
+        decoded = _draw(model, torch.from_numpy(mu[part]), torch.from_numpy(logvar[part]), rng)[1]
+        errors.append(squared_error(decoded, to_unit(torch.from_numpy(pixels[part]))))
+    kl = kl_per_latent(torch.from_numpy(mu), torch.from_numpy(logvar)).sum(1)
+    return bits_per_dim(torch.cat(errors).double().mean().item(), kl.double().mean().item(), pixels[0].size)
 
 
 def _draw(model: Autoencoder, mu: Tensor, logvar: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -228,7 +248,8 @@ def _distances(model: Autoencoder, real: Tensor, rebuilt: Tensor, rng: np.random
 
 def as_table(figures: dict[str, Any], title: str) -> str:
     """The figures as lines of text, with their units."""
-    units = {"negative_elbo": "nats", "reconstruction": "nats", "kl": "nats", "importance_bound": "nats", "psnr": "dB"}
+    nats = ("negative_elbo", "reconstruction", "kl", "importance_bound", "amortization_gap")
+    units = {**dict.fromkeys(nats, "nats"), "psnr": "dB"}
     width = max(map(len, figures)) + 2
     lines = [
         f"{name:<{width}}{value:>10.4f} {units.get(name.split(' of ')[0], '')}".rstrip()

@@ -120,6 +120,10 @@ def test_restorations_are_measured_and_drawn(run, faces_zip, tmp_path):
     assert found["psnr of inverted"] > found["psnr of decode(mu)"]
     assert found["psnr of inpainted"] > found["psnr of hole: mean"]
     assert found["psnr of denoised"] > found["psnr of noisy: decode(mu)"]
+    whole = evaluate(open_model(run / "exported", CPU), pixels[:3])["bits_per_dim"]
+    assert found["bits_per_dim of decode(mu)"] == pytest.approx(whole, abs=1e-6)
+    if TrainConfig.load(run).likelihood == "gaussian":
+        assert found["bits_per_dim of inverted"] < found["bits_per_dim of decode(mu)"]
     assert (tmp_path / "restorations.png").read_bytes().startswith(b"\x89PNG")
     assert "psnr of inverted" in as_table(found, "blobs")
 
