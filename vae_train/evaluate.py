@@ -78,7 +78,7 @@ def check_model(path: Path) -> None:
 def open_model(path: Path, device: torch.device) -> Autoencoder:
     """The model in `path`: a run or one of its checkpoints through torch, or an exported folder through vae_runtime."""
     if (path / ENCODER_FILE).is_file():
-        return _open_exported(path, device)
+        return _played(runtime.VAE.load(path, device=str(device) if device.type == "cuda" else "cpu"))
     config, saved, network = load_run(path)
     network.to(device)
 
@@ -98,8 +98,7 @@ def open_model(path: Path, device: torch.device) -> Autoencoder:
     )
 
 
-def _open_exported(path: Path, device: torch.device) -> Autoencoder:
-    player = runtime.VAE.load(path, device=str(device) if device.type == "cuda" else "cpu")
+def _played(player: runtime.VAE) -> Autoencoder:
     config = player.config
 
     def encode(image: Floats) -> tuple[Floats, Floats]:
@@ -194,15 +193,15 @@ def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = 
     """
     originals = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
     with runtime.VAE.load(folder, device="cpu") as vae:
-        pictures = restore(vae, originals)
+        (mu, logvar), inverted = vae.encode(originals), vae.invert(originals)
+        pictures = restore(vae, originals, inverted)
         if figure is not None:
             draw(pictures, figure, f"{vae.config.name}, a quarter hidden, noise {NOISE:g}, drawn by ONNX Runtime")
-        (mu, logvar), inverted = vae.encode(originals), vae.invert(originals)
-    bounds = {"decode(mu)": (mu, logvar), "inverted": (inverted, logvar)}
-    model = open_model(folder, torch.device("cpu"))
+        codes = {"decode(mu)": mu, "inverted": inverted}
+        bounds = {name: _bits(_played(vae), pixels, code, logvar) for name, code in codes.items()}
     return {
         **{f"psnr of {name}": value for name, value in psnrs(pictures).items()},
-        **{f"bits_per_dim of {name}": _bits(model, pixels, *code) for name, code in bounds.items()},
+        **{f"bits_per_dim of {name}": value for name, value in bounds.items()},
     }
 
 

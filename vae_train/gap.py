@@ -15,6 +15,7 @@ from vae_train.export import load_run
 from vae_train.feed import to_unit
 from vae_train.losses import kl_divergence, negative_elbo, optimal_variance, reconstruction_nats, squared_error
 from vae_train.model import reparameterize
+from vae_train.posterior import encode
 
 STEPS = 200
 LEARNING_RATE = 0.05
@@ -34,11 +35,11 @@ def amortization_gap(path: Path, pixels: NDArray[np.uint8], device: torch.device
     autoencoders" (2018), section 3.
     """
     config, _, network = load_run(path)
-    network.eval().requires_grad_(False).to(device)
+    network.requires_grad_(False).to(device)
     images = to_unit(torch.from_numpy(np.array(pixels)).to(device))
     dimensions, generator = images[0].numel(), torch.Generator(device).manual_seed(0)
-    codes = [network.encoder(part) for part in images.split(_BATCH)]
-    mu, logvar = (torch.cat(each) for each in zip(*codes, strict=True))
+    codes = encode(network, pixels)
+    mu, logvar = (torch.from_numpy(each).to(device) for each in (codes.mu, codes.logvar))
 
     def bound(mu: Tensor, logvar: Tensor) -> tuple[float, float]:
         noise = torch.Generator(device).manual_seed(1)

@@ -11,6 +11,7 @@ from PIL import Image
 from vae_runtime.images import Pixels
 from vae_runtime.inversion import fill
 from vae_runtime.model import VAE
+from vae_runtime.prior import Codes
 from vae_train.figures import draw_rows
 
 NOISE = 0.2
@@ -28,9 +29,10 @@ def hidden_quarter(size: int) -> NDArray[np.bool_]:
     return mask
 
 
-def restore(vae: VAE, originals: Pixels, steps: int = 200) -> dict[str, Pixels]:
+def restore(vae: VAE, originals: Pixels, inverted: Codes, steps: int = 200) -> dict[str, Pixels]:
     """uint8 (n, S, S, 3), n >= 1 -> damaged and restored pictures by name, in the order of the figure's rows.
 
+    inverted: what `vae.invert` finds for the originals, (n, latent_dim).
     The rivals: the encoder's reconstruction, the hole's mean colour, the encoder on the picture so filled, bicubic.
     """
     size, mask = vae.image_size, hidden_quarter(vae.image_size)
@@ -45,7 +47,7 @@ def restore(vae: VAE, originals: Pixels, steps: int = 200) -> dict[str, Pixels]:
     return {
         "original": originals,
         "decode(mu)": vae.reconstruct(originals),
-        "inverted": vae.decode(vae.invert(originals, steps=steps)),
+        "inverted": vae.decode(inverted),
         "hole: mean": filled,
         "hole: decode(mu)": np.where(mask[..., None], vae.reconstruct(filled), originals),
         "inpainted": vae.inpaint(originals, mask, steps),
