@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vae_runtime.cli import Parser, add_device, integer, number, run
+from vae_runtime.cli.arguments import Parser, add_device, integer, number, run
 from vae_runtime.config import CONFIG_FILE
 from vae_runtime.model import VAE, bundled_model
 

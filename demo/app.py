@@ -37,8 +37,8 @@ from demo.components import (
     refusal,
 )
 from demo.evolution import Lineage
-from demo.limit import RateLimit
-from demo.studio import FPS, MAX_FACES, MAX_SEED, NAMED, STEPS, STRENGTH, STRONG, Studio, psnr, whole
+from demo.rate_limit import RateLimit
+from demo.service import FPS, MAX_FACES, MAX_SEED, NAMED, STEPS, STRENGTH, STRONG, Studio, psnr, whole
 from vae_runtime import VAE, InputError, VAEError
 from vae_runtime.images import Pixels, fit_square, save_animation
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime import InputError
-from vae_runtime.prior import Prior
+from vae_runtime.prior.mixture import Prior
 
 SIZE = 16
 """Faces of a generation."""

@@ -19,15 +19,15 @@ import numpy as np
 import demo
 import vae_runtime
 from demo.__main__ import shipped
-from demo.studio import Studio
+from demo.service import Studio
 from vae_runtime import VAE, InputError
-from vae_runtime.cli import Parser, run
+from vae_runtime.cli.arguments import Parser, run
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE
 from vae_runtime.errors import HubError
-from vae_runtime.flow import ARRAYS, Flow
 from vae_runtime.golden import GOLDEN_FILE, Golden
 from vae_runtime.hub import HUB_PREFIX, parse_address
 from vae_runtime.model import resolve
+from vae_runtime.prior.flow import ARRAYS, Flow
 
 # The page's engine, from npm: the version and the digest that npm's registry gives for it.
 ORT_WEB = "1.30.0"
@@ -47,7 +47,7 @@ import sys
 from pathlib import Path
 
 from demo.__main__ import main
-from demo.limit import PRIVATE_PROXIES
+from demo.rate_limit import PRIVATE_PROXIES
 
 os.environ.setdefault("FORWARDED_ALLOW_IPS", PRIVATE_PROXIES)  # who a visitor is, the Space's proxy says
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vae_runtime import VAE
 from vae_runtime.images import BACKGROUND, image_grid, save_png
 from vae_runtime.latent import interpolate
-from vae_train.avatars import draw_many
+from vae_train.data.avatars import draw_many
 
 COLUMNS, SCALE, GAP, LEFT, LINE, SEED = 10, 1, 4, 150, 26, 1_000_004
 INK = (34, 34, 34)

@@ -39,7 +39,7 @@ class LinearModel:
 def build_model(folder: Path, *, model_id: str = "tiny", seed: int = 0) -> LinearModel:
     """Write the tiny model into `folder`; tests that need one are skipped where onnx is not installed."""
     helper = pytest.importorskip("onnx").helper
-    from vae_train.inverse import write_inverse
+    from vae_train.export.decoder_gradient import write_inverse
 
     rng = np.random.default_rng(seed)
     w = rng.normal(0, 0.1, (PIXELS, DIM)).astype(np.float32)

@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime import benchmark, doctor, latent, parity, peers
-from vae_runtime.card import CARD_FILE, write_chapter
-from vae_runtime.cli import (
+from benchmarks import inference as benchmark
+from benchmarks import parity
+from benchmarks import runtimes as peers
+from vae_runtime import latent
+from vae_runtime.cli import diagnostics as doctor
+from vae_runtime.cli.arguments import (
     EXIT_FAILURE,
     Parser,
     add_device,
@@ -31,18 +34,19 @@ from vae_runtime.cli import (
     run,
 )
 from vae_runtime.config import CONFIG_FILE, VARIANTS, ModelConfig, graph_files
-from vae_runtime.devices import usable_cores
 from vae_runtime.directions import Directions
 from vae_runtime.errors import DeviceWarning, ImageError, InputError, ModelFileError, VAEError
 from vae_runtime.golden import Golden
-from vae_runtime.graphs import read_verified
 from vae_runtime.hub import push
 from vae_runtime.images import ANIMATIONS, Pixels, image_grid, load_image, save_animation, save_png
 from vae_runtime.inversion import MAX_STEPS
 from vae_runtime.model import VAE, resolve
-from vae_runtime.prior import Prior
-from vae_runtime.session import MAX_BATCH
+from vae_runtime.ort.devices import usable_cores
+from vae_runtime.ort.graph import MAX_BATCH
+from vae_runtime.ort.verify import read_verified
+from vae_runtime.prior.mixture import Prior
 from vae_runtime.stream import CodesFile, ahead, batches, find_images
+from vae_train.export.card_sections import CARD_FILE, write_chapter
 
 _SECONDS = 2.0
 _HIDDEN = np.uint8(128)  # the grey of what is to be painted

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime.archive import parse_arrays, read_file, save_arrays
 from vae_runtime.errors import InputError
+from vae_runtime.npz import parse_arrays, read_file, save_arrays
 
 MAX_DIRECTIONS = 4096
 """Most directions of one file."""

@@ -19,10 +19,10 @@ import numpy as np
 
 from vae_runtime.config import ModelConfig
 from vae_runtime.errors import ModelFileError
-from vae_runtime.graphs import read_verified
 from vae_runtime.images import Pixels
 from vae_runtime.model import VAE
-from vae_runtime.prior import Codes
+from vae_runtime.ort.verify import read_verified
+from vae_runtime.prior.mixture import Codes
 
 GOLDEN_FILE = "golden.json"
 COUNT = 4

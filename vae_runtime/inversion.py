@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from vae_runtime.errors import InputError
 from vae_runtime.images import ImageSource, Pixels, fit_square, load_image
-from vae_runtime.prior import Prior
-from vae_runtime.session import Graph
+from vae_runtime.ort.graph import Graph
+from vae_runtime.prior.mixture import Prior
 
 Floats: TypeAlias = NDArray[np.float64]
 Bits: TypeAlias = NDArray[np.bool_]

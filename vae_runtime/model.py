@@ -26,17 +26,17 @@ from vae_runtime.config import (
     ModelConfig,
     graph_files,
 )
-from vae_runtime.devices import DeviceOptions, Provider
 from vae_runtime.directions import Directions
 from vae_runtime.errors import ImageError, InputError, InputTypeError, ModelFileError
-from vae_runtime.graphs import read_verified
 from vae_runtime.hub import HUB_PREFIX, download
 from vae_runtime.images import ImageSource, Pixels, fit_square, load_image
 from vae_runtime.inversion import Masks, Objective
 from vae_runtime.latent import Method, Metric, Rng
-from vae_runtime.neighbours import NEIGHBOURS_FILE, Neighbours
-from vae_runtime.prior import Codes, Prior
-from vae_runtime.session import MAX_BATCH, Graph
+from vae_runtime.neighbors import NEIGHBOURS_FILE, Neighbours
+from vae_runtime.ort.devices import DeviceOptions, Provider
+from vae_runtime.ort.graph import MAX_BATCH, Graph
+from vae_runtime.ort.verify import read_verified
+from vae_runtime.prior.mixture import Codes, Prior
 from vae_runtime.stream import ahead, batches
 
 Images: TypeAlias = ImageSource | Iterable[ImageSource]

@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.cli import EXIT_FAILURE, Parser, add_device, add_variant, integer, number, output, run
+from vae_runtime.cli.arguments import EXIT_FAILURE, Parser, add_device, add_variant, integer, number, output, run
 from vae_runtime.config import ENCODER_FILE, INVERSE_FILE, VARIANTS, ModelConfig
 from vae_train.config import CONFIG_FILE, PRESETS, TrainConfig, make_config, option, resumed_config
-from vae_train.data import check_source
+from vae_train.data.sources import check_source
 from vae_train.errors import UsageError
 
 EXPORTED = "exported"
@@ -189,8 +189,8 @@ def train_command(arguments: Sequence[str]) -> int:
     if tensorboard and find_spec("tensorboard") is None:
         raise UsageError('--tensorboard: its package is not installed; pip install "anime-vae[tensorboard]"')
 
-    from vae_train.distributed import World
-    from vae_train.train import Interrupted, choose_device, train
+    from vae_train.engine.distributed import World
+    from vae_train.engine.train import Interrupted, choose_device, train
 
     world = World.from_environment()
     device = choose_device(device_name, world)
@@ -204,8 +204,8 @@ def train_command(arguments: Sequence[str]) -> int:
     if not world.leads:
         return 0
 
-    from vae_train.export import export
-    from vae_train.figures import FIGURES, draw_exported
+    from vae_train.export.export import export
+    from vae_train.model.figures import FIGURES, draw_exported
 
     export(folder, folder / EXPORTED, faces=faces)
     draw_exported(folder, folder / EXPORTED, faces)
@@ -220,7 +220,7 @@ def export_command(arguments: Sequence[str]) -> int:
     if not given.run.exists():
         raise UsageError(f"{given.run}: no such run or checkpoint")
 
-    from vae_train.export import check_target, export, find_run, source_of
+    from vae_train.export.export import check_target, export, find_run, source_of
 
     out = given.out or find_run(given.run) / EXPORTED
     check_target(out.absolute())
@@ -236,8 +236,8 @@ def variants_command(arguments: Sequence[str]) -> int:
     check_source(given.data)
     config = ModelConfig.load(given.model)
 
-    from vae_train.data import load_faces
-    from vae_train.variants import add_variants, as_table
+    from vae_train.data.sources import load_faces
+    from vae_train.export.quantize import add_variants, as_table
 
     costs = add_variants(given.model, load_faces(given.data, config.image_size), given.variants)
     if costs:
@@ -250,7 +250,7 @@ def triton_command(arguments: Sequence[str]) -> int:
     if not given.model.is_dir():
         raise UsageError(f"{given.model}: no such exported model")
 
-    from vae_train.triton import write_repository
+    from vae_train.export.triton import write_repository
 
     for folder in write_repository(given.model, given.out, given.variant):
         print(folder)
@@ -262,7 +262,7 @@ def inverse_command(arguments: Sequence[str]) -> int:
     if not given.model.is_dir():
         raise UsageError(f"{given.model}: no such exported model")
 
-    from vae_train.inverse import add_inverse
+    from vae_train.export.decoder_gradient import add_inverse
 
     config = add_inverse(given.model)
     print(f"{config.name}, id {config.model_id}: {given.model / INVERSE_FILE}")
@@ -281,8 +281,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     if given.gap and (given.model / ENCODER_FILE).is_file():
         raise UsageError(f"--gap: descends through torch; give the run that {given.model} was exported from")
 
-    from vae_runtime.card import CARD_FILE, write_chapter
-    from vae_train.evaluate import (
+    from vae_train.engine.train import choose_device
+    from vae_train.evaluation.amortization_gap import amortization_gap
+    from vae_train.evaluation.evaluate import (
         as_table,
         card_chapter,
         check_model,
@@ -292,8 +293,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         restorations,
         save_json,
     )
-    from vae_train.gap import amortization_gap
-    from vae_train.train import choose_device
+    from vae_train.export.card_sections import CARD_FILE, write_chapter
 
     check_model(given.model)
     if given.card and not (given.model / CARD_FILE).is_file():
@@ -317,8 +317,8 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     given = benchmark_parser().parse_args(arguments)
     check_source(given.data)
 
-    from vae_train.benchmark import as_table, benchmark, describe_machine
-    from vae_train.train import choose_device
+    from benchmarks.training import as_table, benchmark, describe_machine
+    from vae_train.engine.train import choose_device
 
     device = choose_device(given.device)
     for preset in [given.preset] if given.preset else PRESETS:

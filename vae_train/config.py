@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_runtime.errors import VAEError
-from vae_train.data import AVATARS
+from vae_train.data.sources import AVATARS
 from vae_train.errors import UsageError
 
 CONFIG_FILE = "config.json"

@@ -28,7 +28,7 @@ from vae_runtime import VAE, ModelConfig, golden
 from vae_runtime.config import INVERSE_FILE
 from vae_runtime.directions import Directions
 from vae_runtime.model import bundled_model
-from vae_runtime.prior import Prior
+from vae_runtime.prior.mixture import Prior
 
 ROOT = Path(__file__).parents[2]
 

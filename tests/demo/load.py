@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo.studio import NAMED, STRONG
+from demo.service import NAMED, STRONG
 from tests.demo.conftest import ROOT, free_port, serving
 from vae_runtime.model import bundled_model
 

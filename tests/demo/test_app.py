@@ -17,7 +17,7 @@ from PIL import Image
 
 from demo.app import build_demo
 from demo.components import from_uri, to_uri
-from demo.studio import NAMED, STRONG
+from demo.service import NAMED, STRONG
 from tests.demo.load import crowd
 from vae_runtime import InputError
 from vae_runtime.images import save_png

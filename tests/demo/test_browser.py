@@ -8,7 +8,7 @@ import pytest
 from demo.app import FIRST_FACES, FIRST_SEED, PHOTOGRAPH, TABS
 from demo.components import from_uri, to_uri
 from demo.evolution import Lineage
-from demo.studio import NAMED, STRONG, Studio
+from demo.service import NAMED, STRONG, Studio
 from vae_runtime.images import fit_square, load_image, save_png
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from demo.components import from_uri, to_uri
-from demo.studio import STEPS, psnr
+from demo.service import STEPS, psnr
 from tests.demo.test_app import BUNDLED, TINY, call, leaks
 from tests.demo.test_browser import open_tab, shown, wait_until
 from vae_runtime.images import save_png

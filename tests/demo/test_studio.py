@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from demo.evolution import SIZE, Lineage, replay
-from demo.studio import STRENGTH, Studio, psnr, real, strongest, whole
+from demo.service import STRENGTH, Studio, psnr, real, strongest, whole
 from vae_runtime import InputError
-from vae_runtime.prior import Prior
+from vae_runtime.prior.mixture import Prior
 
 
 @pytest.fixture(params=[0, 1], ids=["bundled", "furnished"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vae_runtime.card import CARD_FILE, write_chapter
 from vae_runtime.errors import ModelFileError
+from vae_train.export.card_sections import CARD_FILE, write_chapter
 
 
 def test_a_chapter_is_added_replaced_and_taken_out(tmp_path):

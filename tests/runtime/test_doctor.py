@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from vae_runtime import VAE, DeviceError, devices, doctor
-from vae_runtime.devices import CPU, CUDA, Driver
+from vae_runtime import VAE, DeviceError
+from vae_runtime.cli import diagnostics as doctor
+from vae_runtime.ort import devices
+from vae_runtime.ort.devices import CPU, CUDA, Driver
 
 BOTH = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install"
 
@@ -125,6 +127,6 @@ def test_the_probe_and_the_nodes(tiny):
 
 def test_no_word_without_a_driver():
     """The probe for a driver prints nothing, on a machine with a GPU or without."""
-    code = "import vae_runtime.devices as devices; devices.cuda_driver()"
+    code = "import vae_runtime.ort.devices as devices; devices.cuda_driver()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vae_runtime import VAE, ModelFileError
-from vae_runtime.graphs import OPERATORS, outline, read_verified
+from vae_runtime.ort.verify import OPERATORS, outline, read_verified
 
 onnx = pytest.importorskip("onnx")
 helper, FLOAT = onnx.helper, onnx.TensorProto.FLOAT

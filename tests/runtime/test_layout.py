@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_runtime.devices import import_onnxruntime
-from vae_runtime.graphs import outline
-from vae_runtime.layout import turn_last_convolution
+from vae_runtime.ort.devices import import_onnxruntime
+from vae_runtime.ort.layout import turn_last_convolution
+from vae_runtime.ort.verify import outline
 
 onnx = pytest.importorskip("onnx")
 helper, FLOAT = onnx.helper, onnx.TensorProto.FLOAT

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_runtime import VAE, parity, peers
+from benchmarks import parity
+from benchmarks import runtimes as peers
+from benchmarks.runtimes import Local, Node, OnnxReference, Onnxruntime, OpenCv, OpenVino, Ours, TorchEager, Tract, Web
+from vae_runtime import VAE
 from vae_runtime.__main__ import main
 from vae_runtime.errors import RuntimeMissingError
 from vae_runtime.model import bundled_model
-from vae_runtime.peers import Local, Node, OnnxReference, Onnxruntime, OpenCv, OpenVino, Ours, TorchEager, Tract, Web
 
 pytest.importorskip("onnx")
 

@@ -9,8 +9,8 @@ import pytest
 
 from vae_runtime.directions import Directions
 from vae_runtime.errors import InputError, InputTypeError, ModelFileError
-from vae_runtime.flow import ARRAYS, Flow
-from vae_runtime.prior import Prior, sample_prior
+from vae_runtime.prior.flow import ARRAYS, Flow
+from vae_runtime.prior.mixture import Prior, sample_prior
 
 
 def mixture(rng: np.random.Generator, count: int = 3, dim: int = 4) -> Prior:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.reference import OPERATORS, Parsed, Step, evaluate, flop, parse
 from vae_runtime.errors import ModelFileError
 from vae_runtime.model import bundled_model
-from vae_runtime.reference import OPERATORS, Parsed, Step, evaluate, flop, parse
 
 onnx = pytest.importorskip("onnx")
 

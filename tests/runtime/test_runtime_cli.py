@@ -11,7 +11,8 @@ from hub_stand_in import hub
 from PIL import Image
 from tiny_model import DIM, SIZE
 
-from vae_runtime import VAE, InputError, peers
+from benchmarks import runtimes as peers
+from vae_runtime import VAE, InputError
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
 from vae_runtime.images import image_grid

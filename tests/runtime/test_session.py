@@ -16,10 +16,11 @@ import pytest
 from child import decode_in_child
 from tiny_model import DIM, SIZE, build_model
 
-from vae_runtime import VAE, InputError, devices
-from vae_runtime.devices import CPU, CUDA, TENSORRT, DeviceOptions, Driver, choose_providers
+from vae_runtime import VAE, InputError
 from vae_runtime.errors import DeviceError, DeviceWarning, InputTypeError, ModelFileError
-from vae_runtime.session import BUCKETS, BoundRunner, Graph, active_device, cut
+from vae_runtime.ort import devices
+from vae_runtime.ort.devices import CPU, CUDA, TENSORRT, DeviceOptions, Driver, choose_providers
+from vae_runtime.ort.graph import BUCKETS, BoundRunner, Graph, active_device, cut
 
 CLASSIC = Path(__file__).parents[2] / "exported" / "anime-32"
 
@@ -333,7 +334,7 @@ def test_what_runs_is_read_from_the_session(machine):
 
 
 def test_a_silent_fallback_is_an_error_where_cuda_was_asked_for_and_a_warning_where_not(machine, monkeypatch):
-    monkeypatch.setattr("vae_runtime.session.preload_cuda", lambda: "Failed to load libcudnn.so.9")
+    monkeypatch.setattr("vae_runtime.ort.graph.preload_cuda", lambda: "Failed to load libcudnn.so.9")
     asked = [(CUDA, {}), CPU]
     with pytest.raises(DeviceError, match=r"could not start CUDA.*libcudnn.*anime-vae\[gpu\]"):
         active_device(Session(CPU), asked, DeviceOptions(device="cuda"))
@@ -345,7 +346,7 @@ def test_a_silent_fallback_is_an_error_where_cuda_was_asked_for_and_a_warning_wh
 def test_an_experts_provider_runs_plainly(tiny, rng, monkeypatch):
     z = rng.normal(size=(40, DIM))
     expected = VAE.load(tiny.folder, device="cpu").decode(z)
-    monkeypatch.setattr("vae_runtime.session.active_device", lambda *arguments: "openvino")
+    monkeypatch.setattr("vae_runtime.ort.graph.active_device", lambda *arguments: "openvino")
     vae = VAE.load(tiny.folder, providers=[CPU])
     assert (vae.device, vae.decoder._runner.pool) == ("openvino", None)
     np.testing.assert_array_equal(vae.decode(z), expected)
@@ -379,7 +380,7 @@ def test_options_that_make_no_sense_are_refused(tiny, options, kind, said):
 
 def test_usable_cores_respects_the_affinity():
     code = (
-        "import os, vae_runtime.devices as devices; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+        "import os, vae_runtime.ort.devices as devices; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
         "print(devices.usable_cores())"
     )
     if not hasattr(os, "sched_setaffinity"):

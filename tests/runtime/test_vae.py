@@ -23,12 +23,12 @@ from vae_runtime import (
     InputError,
     ModelConfig,
     ModelFileError,
-    devices,
     latent,
 )
 from vae_runtime.directions import Directions
 from vae_runtime.errors import InputTypeError
-from vae_runtime.prior import Prior
+from vae_runtime.ort import devices
+from vae_runtime.prior.mixture import Prior
 
 
 @pytest.fixture(scope="module")

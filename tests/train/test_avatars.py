@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vae_train.avatars import choose_attributes, draw, draw_many, draw_svg
+from vae_train.data.avatars import choose_attributes, draw, draw_many, draw_svg
 
 
 def test_a_face_depends_on_seed_and_index_alone():
@@ -39,7 +39,7 @@ def test_labels_name_what_is_drawn():
 
 def test_every_part_can_be_drawn():
     """Each value of each attribute, in as few faces as there are values of the longest one."""
-    from vae_train import avatars
+    from vae_train.data import avatars
 
     parts = {
         "hair": avatars._HAIR,

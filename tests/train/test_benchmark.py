@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_train import benchmark
-from vae_train.benchmark import Ceiling, Row, as_table, ceiling, our_loop, plain_loop, resident_loop
+from benchmarks import training as benchmark
+from benchmarks.training import Ceiling, Row, as_table, ceiling, our_loop, plain_loop, resident_loop
 from vae_train.config import TrainConfig
 
 CONFIG = TrainConfig(batch_size=8, precision="float32")

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vae_train import checkpoint
-from vae_train.checkpoint import Checkpoint, load, load_latest, save
+from vae_train.engine import checkpoint
+from vae_train.engine.checkpoint import Checkpoint, load, load_latest, save
 from vae_train.errors import CheckpointError
 
 

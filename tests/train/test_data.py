@@ -15,8 +15,8 @@ from hub_stand_in import hub
 from PIL import Image
 
 from vae_runtime.images import fit_square, load_image
-from vae_train import data
-from vae_train.data import check_source, load_faces
+from vae_train.data import sources as data
+from vae_train.data.sources import check_source, load_faces
 from vae_train.errors import DataError, UsageError
 
 
@@ -264,7 +264,7 @@ def write_parquet(path: Path, count: int) -> None:
 
 HUB_CODE = """
 import sys
-from vae_train.data import load_faces
+from vae_train.data.sources import load_faces
 faces = load_faces(sys.argv[1], 16)
 print(len(faces), faces.name, faces.stray, len(faces.unreadable), faces.sha256)
 """

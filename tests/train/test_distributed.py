@@ -18,11 +18,11 @@ import pytest
 import torch
 from torch import nn
 
-from vae_train.checkpoint import load_latest
-from vae_train.distributed import GlobalBatchNorm2d, World, with_global_statistics
-from vae_train.log import read_metrics
-from vae_train.model import VAE
-from vae_train.state import CHECKPOINTS
+from vae_train.engine.checkpoint import load_latest
+from vae_train.engine.distributed import GlobalBatchNorm2d, World, with_global_statistics
+from vae_train.engine.logger import read_metrics
+from vae_train.engine.state import CHECKPOINTS
+from vae_train.model.networks import VAE
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="gloo and signals")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

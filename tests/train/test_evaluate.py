@@ -10,12 +10,12 @@ from blobs import write_faces
 
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
-from vae_train.data import load_faces
+from vae_train.data.sources import load_faces
+from vae_train.engine.train import read_metrics, train
 from vae_train.errors import DataError
-from vae_train.evaluate import Autoencoder, as_table, evaluate, open_model, pictures_of, restorations
-from vae_train.export import export
-from vae_train.restore import hidden_quarter, psnrs
-from vae_train.train import read_metrics, train
+from vae_train.evaluation.evaluate import Autoencoder, as_table, evaluate, open_model, pictures_of, restorations
+from vae_train.evaluation.restoration import hidden_quarter, psnrs
+from vae_train.export.export import export
 
 CPU = torch.device("cpu")
 

@@ -11,14 +11,17 @@ import torch
 from PIL import Image
 
 from vae_runtime import VAE, ModelConfig
-from vae_train import avatars, card, inverse, model
-from vae_train import export as exporting
 from vae_train.__main__ import train_parser
 from vae_train.config import TrainConfig, make_config
+from vae_train.data import avatars
+from vae_train.engine.state import CHECKPOINTS, load_weights
+from vae_train.engine.train import train
 from vae_train.errors import CheckpointError, ExportError, UsageError
-from vae_train.export import check_parity, export
-from vae_train.state import CHECKPOINTS, load_weights
-from vae_train.train import train
+from vae_train.export import decoder_gradient as inverse
+from vae_train.export import export as exporting
+from vae_train.export import model_card as card
+from vae_train.export.export import check_parity, export
+from vae_train.model import networks as model
 
 FILES = {
     *("encoder.onnx", "decoder.onnx", "inverse.onnx", "golden.json", "config.json", "README.md"),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vae_train import feed as module
 from vae_train.config import TrainConfig
-from vae_train.distributed import ALONE, World
-from vae_train.feed import Feed, augment, free_memory, to_unit
+from vae_train.engine import loader as module
+from vae_train.engine.distributed import ALONE, World
+from vae_train.engine.loader import Feed, augment, free_memory, to_unit
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=8, flip=True)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vae_train import flow, posterior
-from vae_train.data import load_faces
-from vae_train.flow import fit_flow
-from vae_train.model import VAE
-from vae_train.posterior import learn, nearest
+from vae_train.data.sources import load_faces
+from vae_train.export import fit_flow as flow
+from vae_train.export import fit_latents as posterior
+from vae_train.export.fit_flow import fit_flow
+from vae_train.export.fit_latents import learn, nearest
+from vae_train.model.networks import VAE
 
 
 def banana(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import torch
 
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
-from vae_train.gap import amortization_gap, refine
-from vae_train.losses import kl_divergence
-from vae_train.train import train
+from vae_train.engine.train import train
+from vae_train.evaluation.amortization_gap import amortization_gap, refine
+from vae_train.model.losses import kl_divergence
 
 CPU = torch.device("cpu")
 

@@ -15,13 +15,13 @@ from tiny_model import DIM, SIZE, build_model
 
 from vae_runtime import VAE, ModelConfig
 from vae_runtime.errors import ModelFileError
-from vae_runtime.graphs import outline
 from vae_runtime.inversion import adam
-from vae_train import inverse
+from vae_runtime.ort.verify import outline
 from vae_train.__main__ import main
 from vae_train.errors import ExportError
-from vae_train.export import check_gradient, to_onnx
-from vae_train.model import Decoder
+from vae_train.export import decoder_gradient as inverse
+from vae_train.export.export import check_gradient, to_onnx
+from vae_train.model.networks import Decoder
 
 SIDE, CODE = 32, 6
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from vae_train import checkpoint
-from vae_train import train as loop
-from vae_train.checkpoint import load_latest
 from vae_train.config import TrainConfig
-from vae_train.log import read_metrics
-from vae_train.state import CHECKPOINTS
+from vae_train.engine import checkpoint
+from vae_train.engine import train as loop
+from vae_train.engine.checkpoint import load_latest
+from vae_train.engine.logger import read_metrics
+from vae_train.engine.state import CHECKPOINTS
 
 KILLS = 20
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def moments() -> list[tuple[str, int]]:
 def test_twenty_kills_leave_no_trace(faces_zip, tmp_path):
     config = TrainConfig(data=str(faces_zip), epochs=40, batch_size=50, latent_dim=8, flip=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vae_train.train"])
+    context.set_forkserver_preload(["vae_train.engine.train"])
 
     def go(run: Path, place: str | None = None, call: int = 0) -> int:
         process = context.Process(target=run_and_die, args=(config, run, place, call))

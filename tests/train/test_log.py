@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vae_train import log as module
-from vae_train.log import EVENTS, METRICS_FILE, Log, read_metrics
+from vae_train.engine import logger as module
+from vae_train.engine.logger import EVENTS, METRICS_FILE, Log, read_metrics
 
 
 def record(epoch: int) -> dict[str, float]:

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import wasserstein_distance
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vae_train import metrics
-from vae_train.metrics import importance_bound, psnr, sliced_wasserstein, ssim
+from vae_train.model import metrics
+from vae_train.model.metrics import importance_bound, psnr, sliced_wasserstein, ssim
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from vae_runtime import latent
-from vae_train import losses
 from vae_train.config import PRESETS
-from vae_train.model import VAE, Block, Decoder, Encoder, reparameterize
+from vae_train.model import losses
+from vae_train.model.networks import VAE, Block, Decoder, Encoder, reparameterize
 
 
 def layers(module: nn.Module, kind: type) -> list:

@@ -6,15 +6,15 @@ import torch
 from blobs import write_faces
 
 import vae_runtime
-from vae_train import posterior
 from vae_train.config import TrainConfig
-from vae_train.data import load_faces
+from vae_train.data.sources import load_faces
+from vae_train.engine.train import train
 from vae_train.errors import UsageError
-from vae_train.evaluate import evaluate, open_model
-from vae_train.export import DIRECTIONS_FILE, PRIOR_FILE, export, source_of
-from vae_train.model import VAE
-from vae_train.posterior import Codes, encode, fit_directions, fit_prior
-from vae_train.train import train
+from vae_train.evaluation.evaluate import evaluate, open_model
+from vae_train.export import fit_latents as posterior
+from vae_train.export.export import DIRECTIONS_FILE, PRIOR_FILE, export, source_of
+from vae_train.export.fit_latents import Codes, encode, fit_directions, fit_prior
+from vae_train.model.networks import VAE
 
 
 def codes(mu: np.ndarray, sigma: float) -> Codes:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vae_train.schedule import average_weight, kl_weight, learning_rate
+from vae_train.engine.schedule import average_weight, kl_weight, learning_rate
 
 
 def test_the_kl_weight_grows_evenly_to_one():

@@ -11,9 +11,9 @@ from scipy.stats import wasserstein_distance
 from torch.nn import functional
 
 from vae_train.config import TrainConfig
-from vae_train.losses import PATCH_KERNELS, patch_distance, patch_kernels
-from vae_train.schedule import sharpness_weight
-from vae_train.train import draw_kernels
+from vae_train.engine.schedule import sharpness_weight
+from vae_train.engine.train import draw_kernels
+from vae_train.model.losses import PATCH_KERNELS, patch_distance, patch_kernels
 
 CPU = torch.device("cpu")
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from vae_train import losses
-from vae_train import train as loop
-from vae_train.capture import captured
-from vae_train.checkpoint import load_latest
 from vae_train.config import TrainConfig
-from vae_train.distributed import ALONE
+from vae_train.engine import train as loop
+from vae_train.engine.checkpoint import load_latest
+from vae_train.engine.cuda_graph import captured
+from vae_train.engine.distributed import ALONE
+from vae_train.engine.loader import augment
+from vae_train.engine.logger import read_metrics
+from vae_train.engine.schedule import average_weight
+from vae_train.engine.state import CHECKPOINTS, State, make_state
+from vae_train.engine.train import MAX_SKIPPED, check, dials, draw_kernels, train, train_step
 from vae_train.errors import TrainingError
-from vae_train.feed import augment
-from vae_train.log import read_metrics
-from vae_train.schedule import average_weight
-from vae_train.state import CHECKPOINTS, State, make_state
-from vae_train.train import MAX_SKIPPED, check, dials, draw_kernels, train, train_step
+from vae_train.model import losses
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=8, latent_dim=16, precision="float32")

@@ -14,13 +14,14 @@ import pytest
 import torch
 from blobs import write_faces
 
-from vae_train import checkpoint, feed
-from vae_train import train as loop
 from vae_train.config import TrainConfig
+from vae_train.engine import checkpoint
+from vae_train.engine import loader as feed
+from vae_train.engine import train as loop
+from vae_train.engine.logger import read_metrics
+from vae_train.engine.state import CHECKPOINTS, load_weights, make_state
+from vae_train.engine.train import Interrupted, choose_precision, evaluate_held_out, train
 from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
-from vae_train.log import read_metrics
-from vae_train.state import CHECKPOINTS, load_weights, make_state
-from vae_train.train import Interrupted, choose_precision, evaluate_held_out, train
 
 CPU = torch.device("cpu")
 

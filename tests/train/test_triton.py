@@ -10,7 +10,7 @@ from vae_runtime import ModelConfig
 from vae_runtime.errors import ModelFileError
 from vae_train.__main__ import main
 from vae_train.errors import UsageError
-from vae_train.triton import write_repository
+from vae_train.export.triton import write_repository
 
 
 def parse(path):

@@ -11,14 +11,14 @@ from onnx import TensorProto, numpy_helper
 
 from vae_runtime import VAE, ModelConfig
 from vae_runtime.config import VARIANTS, graph_files
-from vae_train import variants
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
-from vae_train.data import load_faces
+from vae_train.data.sources import load_faces
+from vae_train.engine.train import train
 from vae_train.errors import UsageError
-from vae_train.export import export
-from vae_train.train import train
-from vae_train.variants import Cost, add_variants, to_fp16, to_int8
+from vae_train.export import quantize as variants
+from vae_train.export.export import export
+from vae_train.export.quantize import Cost, add_variants, to_fp16, to_int8
 
 PORTABLE = {"Conv", "ConvTranspose", "LeakyRelu", "Add", "Gemm", "Reshape", "Sigmoid", "Flatten"}
 MORE = {"fp16": {"Cast"}, "int8": {"QuantizeLinear", "DequantizeLinear"}}

@@ -1,0 +1,532 @@
+"""Every runtime that can play a graph, each a small class: what `parity` compares and `benchmark` races.
+
+None of them is needed by anything else here, and each is opened by name, only when it is asked for. To add one, write a
+class with a name, a version and `open`, and put it into `for_parity` or `for_speed`.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import json
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.reference import Settings, parse
+from vae_runtime.errors import RuntimeMissingError
+from vae_runtime.ort.devices import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    DeviceOptions,
+    import_onnxruntime,
+    preload_cuda,
+    usable_cores,
+    why_not_cuda,
+)
+from vae_runtime.ort.graph import Graph, Ports
+
+FLOAT32 = 1e-5
+"""Largest difference of a runtime that computes in float32, as `benchmarks.parity.difference` measures it."""
+TF32 = 1e-3
+"""The same where a GPU may round the factors of a product to 10 bits of mantissa, as NVIDIA's do by default."""
+
+_WORKER = Path(__file__).with_name("peers.mjs")
+_PATIENCE = 600.0  # seconds for one graph in a browser: a software GPU takes minutes
+_ENOUGH = 0.2  # seconds of runs of one batch, of which the fastest counts
+
+Array: TypeAlias = NDArray[Any]
+Run: TypeAlias = Callable[[Array], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph as a runtime is given it."""
+
+    data: bytes
+    """An .onnx file."""
+    inputs: Ports
+    """Name and shape, without the batch, of its input."""
+    outputs: Ports
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a runtime made of one batch."""
+
+    outputs: list[Array]
+    seconds: float
+    """Of the fastest of a few runs."""
+
+
+class Peer(ABC):
+    """A runtime."""
+
+    name: str
+    tolerance: float | None = FLOAT32
+    """Largest difference to the reference with which it passes; None if it is shown and not judged."""
+    largest: ClassVar[int | None] = None
+    """Rows of the largest batch that it is given, where it is too slow for more."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Of what is installed; raises what says why it cannot be had."""
+
+    @abstractmethod
+    def answers(self, graph: GraphFile, batches: Sequence[Array], threads: int) -> list[Answer | str]:
+        """What it makes of each batch (n, ...), or why it failed there."""
+
+
+class Local(Peer):
+    """A runtime in this process."""
+
+    @abstractmethod
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        """A function from one batch, float32 (n, ...), to all outputs of the graph, in their order."""
+
+    def answers(self, graph: GraphFile, batches: Sequence[Array], threads: int) -> list[Answer | str]:
+        try:
+            run = self.open(graph, threads)
+        except Exception as error:  # whatever a foreign runtime raises is its answer
+            return [first_line(error)] * len(batches)
+        return [self._answer(run, values) for values in batches]
+
+    def _answer(self, run: Run, values: Array) -> Answer | str:
+        try:
+            outputs = [np.array(output, np.float32) for output in run(values)]
+            times: list[float] = []
+            while sum(times) < _ENOUGH:
+                start = time.perf_counter()
+                run(values)
+                times.append(time.perf_counter() - start)
+            return Answer(outputs, min(times))
+        except Exception as error:
+            return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one short line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+
+
+# ---- ONNX Runtime ---------------------------------------------------------------------------------------------------
+
+
+class Ours(Local):
+    """This package, on the CPU."""
+
+    name = "vae_runtime"
+
+    def version(self) -> str:
+        return f"on onnxruntime {import_onnxruntime().__version__}"
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        options = DeviceOptions(device="cpu", threads=threads)
+        return Graph(graph.data, self.name, graph.inputs, graph.outputs, options).run
+
+
+class Onnxruntime(Local):
+    """A bare session."""
+
+    def __init__(self, name: str = "onnxruntime", provider: str = CPU, tolerance: float = FLOAT32) -> None:
+        self.name, self.provider, self.tolerance = name, provider, tolerance
+
+    def version(self) -> str:
+        ort = import_onnxruntime()
+        if self.provider != CPU:
+            if reason := why_not_cuda():
+                raise RuntimeMissingError(reason)
+            preload_cuda()
+        if self.provider not in ort.get_available_providers():
+            raise RuntimeMissingError(f"the installed onnxruntime has no {self.provider}")
+        return str(ort.__version__)
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads != usable_cores():
+            options.intra_op_num_threads = threads
+        session = ort.InferenceSession(graph.data, options, providers=[self.provider])
+        if session.get_providers()[0] != self.provider:
+            raise RuntimeMissingError(f"onnxruntime could not start {self.provider}")
+        (feed,) = graph.inputs
+        return lambda values: session.run(None, {feed: values})
+
+
+# ---- other runtimes in Python ---------------------------------------------------------------------------------------
+
+
+class OpenVino(Local):
+    """OpenVINO on the CPU, in float32 or in the precision that it chooses (bfloat16 where the processor has it)."""
+
+    def __init__(self, float32: bool = True) -> None:
+        self.name = "openvino" if float32 else "openvino, its own precision"
+        self.tolerance = FLOAT32 if float32 else None
+        self._precision = {"INFERENCE_PRECISION_HINT": "f32"} if float32 else {}
+
+    def version(self) -> str:
+        return str(importlib.import_module("openvino").__version__).split("-")[0]
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        core = importlib.import_module("openvino").Core()
+        settings = self._precision | {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
+        request = core.compile_model(core.read_model(graph.data), "CPU", settings).create_infer_request()
+
+        def run(values: Array) -> Sequence[Any]:
+            found = request.infer({0: values}, share_inputs=True, share_outputs=True)
+            return [found[index] for index in range(len(graph.outputs))]
+
+        return run
+
+
+class OpenCv(Local):
+    """OpenCV's dnn module, with the engine of OpenCV 5 or the one before."""
+
+    def __init__(self, engine: str = "new") -> None:
+        self.name, self._engine = f"opencv dnn, {engine} engine", f"ENGINE_{engine.upper()}"
+
+    def version(self) -> str:
+        return str(importlib.import_module("cv2").__version__)
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        cv2 = importlib.import_module("cv2")
+        cv2.setNumThreads(threads)
+        engine = getattr(cv2.dnn, self._engine)
+        net = cv2.dnn.readNetFromONNX(np.frombuffer(graph.data, np.uint8), engine)
+
+        def run(values: Array) -> Sequence[Any]:
+            net.setInput(values)
+            return list(net.forward(list(graph.outputs)))
+
+        return run
+
+
+class OnnxReference(Local):
+    """The evaluator of the package onnx, which defines the operators: Python, and slow at transposed convolutions."""
+
+    name = "onnx.reference"
+    largest = 2
+
+    def version(self) -> str:
+        return str(importlib.import_module("onnx").__version__)
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        onnx = importlib.import_module("onnx")
+        evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator(onnx.load_from_string(graph.data))
+        (feed,) = graph.inputs
+        return lambda values: evaluator.run(None, {feed: values})
+
+
+class Tract(Local):
+    """Sonos' tract, written in Rust."""
+
+    name = "tract"
+
+    def version(self) -> str:
+        importlib.import_module("tract")
+        return metadata.version("tract")
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "graph.onnx"
+            path.write_bytes(graph.data)
+            model = importlib.import_module("tract").onnx().load(path).into_model().into_runnable()
+        return lambda values: [output.to_numpy() for output in model.run([values])]
+
+
+class TorchEager(Local):
+    """The graph's operators as torch functions; BatchNorm is folded already, which helps torch."""
+
+    name = "torch eager"
+
+    def version(self) -> str:
+        return str(importlib.import_module("torch").__version__)
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        torch = importlib.import_module("torch")
+        torch.set_num_threads(threads)
+        forward = _torch_function(torch, graph.data)
+
+        def run(values: Array) -> Sequence[Any]:
+            with torch.inference_mode():
+                return [output.numpy() for output in forward(torch.from_numpy(values))]
+
+        return run
+
+
+class TorchCompiled(TorchEager):
+    """The same through torch.compile, once for each batch size."""
+
+    name = "torch.compile"
+
+    def open(self, graph: GraphFile, threads: int) -> Run:
+        torch = importlib.import_module("torch")
+        make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
+        torch.set_num_threads(threads)
+        forward = _torch_function(torch, graph.data)
+        compiled: dict[int, Any] = {}
+
+        def run(values: Array) -> Sequence[Any]:
+            with torch.inference_mode():
+                tensor = torch.from_numpy(values)
+                if len(values) not in compiled:
+                    compiled[len(values)] = torch.compile(make_fx(forward)(tensor))
+                return [output.numpy() for output in compiled[len(values)](tensor)]
+
+        return run
+
+
+def _torch_function(torch: Any, data: bytes) -> Callable[[Any], list[Any]]:
+    graph = parse(data)
+    weights = {name: torch.from_numpy(weight.copy()) for name, weight in graph.weights.items()}
+    if unknown := {step.operator for step in graph.steps} - _TORCH.keys():
+        raise ValueError(f"{', '.join(sorted(unknown))}: not among the operators of the comparison")
+
+    def forward(values: Any) -> list[Any]:
+        known = weights | {graph.feed: values}
+        for step in graph.steps:
+            known[step.output] = _TORCH[step.operator](torch, step.settings, *(known[name] for name in step.inputs))
+        return [known[name] for name in graph.exits]
+
+    return forward
+
+
+def _torch_conv(torch: Any, settings: Settings, x: Any, weight: Any, bias: Any = None) -> Any:
+    stride, pads = settings["strides"], settings["pads"][:2]
+    return torch.nn.functional.conv2d(x, weight, bias, stride, pads)
+
+
+def _torch_conv_transpose(torch: Any, settings: Settings, x: Any, weight: Any, bias: Any = None) -> Any:
+    stride, pads, extra = settings["strides"], settings["pads"][:2], settings.get("output_padding", [0, 0])
+    return torch.nn.functional.conv_transpose2d(x, weight, bias, stride, pads, extra)
+
+
+_TORCH: dict[str, Callable[..., Any]] = {
+    "Add": lambda torch, _, a, b: a + b,
+    "Mul": lambda torch, _, a, b: a * b,
+    "Conv": _torch_conv,
+    "ConvTranspose": _torch_conv_transpose,
+    "Flatten": lambda torch, _, x: x.flatten(1),
+    "Gemm": lambda torch, _, x, weight, bias=None: torch.nn.functional.linear(x, weight, bias),
+    "LeakyRelu": lambda torch, settings, x: torch.nn.functional.leaky_relu(x, settings["alpha"]),
+    "Relu": lambda torch, _, x: torch.relu(x),
+    "Reshape": lambda torch, _, x, shape: x.reshape(len(x), *shape[1:].tolist()),
+    "Sigmoid": lambda torch, _, x: torch.sigmoid(x),
+}
+
+
+# ---- runtimes in JavaScript -----------------------------------------------------------------------------------------
+
+
+class JavaScript(Peer):
+    """A runtime of npm, in a process of its own, which fetches its job from a server here and posts the answer."""
+
+    package: str
+
+    def __init__(self, modules: Path) -> None:
+        """modules: the folder `node_modules` that holds the package."""
+        self.modules = modules.resolve()
+        self._note = ""
+
+    def version(self) -> str:
+        path = self.modules / self.package / "package.json"
+        if not path.is_file():
+            raise RuntimeMissingError(f"no {self.package} in {self.modules.name}; npm install {self.package}")
+        self.program()
+        return str(json.loads(path.read_text(encoding="utf-8"))["version"])
+
+    @abstractmethod
+    def program(self) -> list[str]:
+        """The command that runs JavaScript; its last argument will be an address."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, str]:
+        """What the worker must know besides the graph."""
+
+    def answers(self, graph: GraphFile, batches: Sequence[Array], threads: int) -> list[Answer | str]:
+        (feed,) = graph.inputs
+        job = self.settings | {
+            "graph": base64.b64encode(graph.data).decode(),
+            "feed": feed,
+            "exits": list(graph.outputs),
+            "batches": [{"dims": values.shape, "data": _packed(values)} for values in batches],
+            "enough": 1000 * _ENOUGH,
+        }
+        found = _ask(self.program(), job, self.modules / self.package)
+        if "error" in found:
+            return [str(found["error"])[:100]] * len(batches)
+        return [_unpacked(answer) for answer in found["answers"]]
+
+
+class Node(JavaScript):
+    """onnxruntime-node."""
+
+    name = package = "onnxruntime-node"
+
+    def program(self) -> list[str]:
+        return [_find("node"), str(_WORKER)]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"kind": "node", "modules": str(self.modules)}
+
+
+class Web(JavaScript):
+    """onnxruntime-web in a headless Chromium, on WebAssembly (one thread) or on WebGPU."""
+
+    package = "onnxruntime-web"
+
+    def __init__(self, modules: Path, provider: str) -> None:
+        """provider: "wasm" or "webgpu"."""
+        super().__init__(modules)
+        self.name, self._provider = f"{self.package}, {provider}", provider
+
+    def version(self) -> str:
+        version = super().version()
+        if self._provider == "wasm":
+            return version
+        found = _ask(self.program(), {"kind": "adapter"}, self.modules / self.package)
+        if "adapter" not in found:
+            raise RuntimeMissingError(str(found.get("error", "this Chromium has no WebGPU adapter"))[:100])
+        return f"{version}, {found['adapter']}"
+
+    def program(self) -> list[str]:
+        # The last four give a software adapter where there is no GPU.
+        options = (
+            "--headless=new --no-sandbox --disable-dev-shm-usage --no-first-run --disable-background-networking "
+            "--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader --enable-features=Vulkan --ignore-gpu-blocklist"
+        )
+        return [_find("chromium", "chromium-browser", "google-chrome"), *options.split()]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"kind": self._provider}
+
+
+def _find(*names: str) -> str:
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise RuntimeMissingError(f"{names[0]} is not installed")
+
+
+def _packed(values: Array) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _unpacked(answer: dict[str, Any]) -> Answer | str:
+    if "error" in answer:
+        return str(answer["error"])[:100]
+    outputs = [
+        np.frombuffer(base64.b64decode(output["data"]), "<f4").reshape(output["dims"]) for output in answer["outputs"]
+    ]
+    return Answer(outputs, answer["milliseconds"] / 1000)
+
+
+def _ask(program: list[str], job: dict[str, Any], package: Path) -> dict[str, Any]:
+    """Start `program` on the address of a server that has the job for it, and wait for its answer."""
+    done = threading.Event()
+    found: dict[str, Any] = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(job, package / "dist", found, done))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        command = [*program, *([f"--user-data-dir={profile}"] if "--headless=new" in program else []), address]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + _PATIENCE
+            while not done.wait(0.1) and process.poll() is None and time.monotonic() < end:
+                pass
+        finally:
+            process.kill()
+            process.wait()
+            server.shutdown()
+            server.server_close()
+            thread.join()
+    return found if done.is_set() else {"error": f"{Path(program[0]).name} ended without an answer"}
+
+
+def _handler(
+    job: dict[str, Any], dist: Path, found: dict[str, Any], done: threading.Event
+) -> type[BaseHTTPRequestHandler]:
+    """A handler that serves a page, the worker, the engine's files and the job, and takes the answer into `found`."""
+    page = b"<!doctype html><link rel=icon href=data:,><script type=module src=peers.mjs></script>"
+    kinds = {".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.split("?")[0].lstrip("/")
+            if name == "job":
+                self._send(json.dumps(job).encode(), "application/json")
+            elif name == "":
+                self._send(page, "text/html")
+            elif name == _WORKER.name:
+                self._send(_WORKER.read_bytes(), kinds[".mjs"])
+            elif (dist / Path(name).name).is_file():
+                self._send((dist / Path(name).name).read_bytes(), kinds.get(Path(name).suffix, "text/plain"))
+            else:
+                self.send_error(404)
+
+        def do_POST(self) -> None:
+            found.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self._send(b"", "text/plain")
+            done.set()
+
+        def _send(self, data: bytes, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            # An isolated page has a clock of 5 microseconds instead of 100.
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Quiet."""
+
+    return Handler
+
+
+# ---- who takes part -------------------------------------------------------------------------------------------------
+
+
+def for_parity(modules: Path) -> list[Peer]:
+    """Every runtime that the graphs must agree in; modules: a folder `node_modules`."""
+    return [
+        Ours(),
+        Onnxruntime("onnxruntime CPU"),
+        Onnxruntime("onnxruntime CUDA", CUDA, TF32),
+        Onnxruntime("onnxruntime TensorRT", TENSORRT, TF32),
+        OpenVino(),
+        OpenVino(float32=False),
+        OpenCv("new"),
+        OpenCv("classic"),
+        Tract(),
+        TorchEager(),
+        OnnxReference(),
+        Node(modules),
+        Web(modules, "wasm"),
+        Web(modules, "webgpu"),
+    ]
+
+
+def for_speed() -> list[Local]:
+    """Every runtime that we are measured beside."""
+    return [Onnxruntime(), TorchEager(), TorchCompiled(), OpenVino(), OpenCv()]

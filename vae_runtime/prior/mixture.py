@@ -1,0 +1,246 @@
+"""Where z comes from when no picture is given: the prior p(z): a Gaussian or a mixture of Gaussians, as
+it is or bent by a flow.
+
+A VAE is trained against N(0, I), but the codes of real pictures do not fill it. A density that is fitted to them after
+training (the aggregated posterior; Ghosh et al., "From variational to deterministic autoencoders", 2020, section 4)
+gives better samples. It is fitted at export and lies beside the graphs; here it is read, sampled and evaluated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vae_runtime.errors import InputError
+from vae_runtime.latent import Rng, as_codes, check_count, check_number, make_rng
+from vae_runtime.npz import parse_arrays, read_file, save_arrays
+from vae_runtime.prior.flow import ARRAYS, Flow
+
+Codes = NDArray[np.float32]
+
+MAX_SAMPLES = 1_000_000
+"""Most codes that one call draws."""
+MAX_COMPONENTS = 1024
+"""Most Gaussians of one mixture."""
+
+_MIXTURE = {"weights": ("f", 1), "means": ("f", 2), "scales": ("f", 3), "spreads": ("f", 2)}
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """x ~ sum_k weights_k N(means_k, A_k A_k^T) with A_k = scales_k diag(spreads_k); z = flow(x), or x without a flow.
+
+    One component is the full-covariance Gaussian. Many that share one `scales` differ in how far they reach along its
+    columns alone: semi-tied covariances (Gales, "Semi-tied covariance matrices for hidden Markov models", 1999), which
+    few codes suffice to fit.
+    """
+
+    weights: Codes
+    """(K,), positive, with the sum 1."""
+    means: Codes
+    """(K, latent_dim)"""
+    scales: Codes | None = None
+    """(K, latent_dim, latent_dim), or (1, latent_dim, latent_dim) for all; invertible; None means the identity."""
+    spreads: Codes | None = None
+    """(K, latent_dim), positive; None means ones."""
+    flow: Flow | None = None
+
+    def __post_init__(self) -> None:
+        for name in self._arrays():
+            value = np.ascontiguousarray(getattr(self, name), np.float32)
+            if not np.isfinite(value).all():
+                raise InputError(f"prior: {name} holds numbers that are not finite; fit it again")
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+        count, dim = self.means.shape if self.means.ndim == 2 else (0, 0)
+        if self.weights.shape != (count,) or not 1 <= count <= MAX_COMPONENTS or dim < 1:
+            raise InputError(
+                f"prior: weights {self.weights.shape} and means {self.means.shape}, "
+                f"expected (K,) and (K, latent_dim) with K from 1 to {MAX_COMPONENTS}"
+            )
+        if self.weights.min() <= 0 or abs(float(self.weights.sum(dtype=np.float64)) - 1) > 1e-4:
+            raise InputError(f"prior: weights sum to {self.weights.sum():g}, expected positive numbers that sum to 1")
+        if self.scales is not None:
+            _check_scales(self.scales, count, dim)
+        if self.spreads is not None and (self.spreads.shape != (count, dim) or self.spreads.min() <= 0):
+            raise InputError(f"prior: spreads {self.spreads.shape}, expected {(count, dim)}, all positive")
+        if self.flow is not None and self.flow.latent_dim != dim:
+            raise InputError(f"prior: a flow of {self.flow.latent_dim} numbers over a mixture of {dim}")
+
+    def _arrays(self) -> dict[str, Codes]:
+        """The numbers of the mixture that are given, by name."""
+        given = {name: getattr(self, name) for name in _MIXTURE}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @classmethod
+    def standard(cls, latent_dim: int) -> Prior:
+        """N(0, I)."""
+        return cls(np.ones(1, np.float32), np.zeros((1, latent_dim), np.float32))
+
+    @property
+    def latent_dim(self) -> int:
+        """Length of a code."""
+        return int(self.means.shape[1])
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether this is N(0, I)."""
+        return self.scales is None and self.spreads is None and self.flow is None and not self.means.any()
+
+    @property
+    def kind(self) -> str:
+        """In words: "N(0, I)", "a Gaussian", "8 Gaussians" or "a flow over 8 Gaussians"."""
+        if self.is_standard:
+            return "N(0, I)"
+        mixture = f"{len(self.weights)} Gaussians" if len(self.weights) > 1 else "a Gaussian"
+        return mixture if self.flow is None else f"a flow over {mixture}"
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """The mean of the mixture, carried through the flow: (latent_dim,)."""
+        mean = self.weights.astype(np.float64) @ self.means
+        return mean if self.flow is None else self.flow.forward(mean[None])[0]
+
+    def sample(self, count: int, rng: Rng = None, temperature: float = 1.0, truncation: float | None = None) -> Codes:
+        """`count` codes, float32 (count, latent_dim); the same seed gives the same bits.
+
+        A component k is drawn by its weight, then x = means_k + temperature * A_k eps with eps ~ N(0, I).
+        temperature: 0 to 10; it scales the spread within each component (its covariance by temperature^2), while
+        weights and means stay. Below 1 the faces are cleaner and more alike, at 0 they are the components' means.
+        A flow carries x to z after that.
+        truncation: 0.1 to 10; numbers of eps beyond it are drawn again (the truncation trick of Brock, Donahue and
+        Simonyan 2019). So it counts in standard deviations of a component, whatever its shape; None keeps all.
+        """
+        number = check_count(count, "n", 0, MAX_SAMPLES)
+        spread = check_number(temperature, "temperature", 0, 10)
+        generator = make_rng(rng)
+        chosen = np.zeros(number, np.intp)
+        if len(self.weights) > 1:
+            edges = np.cumsum(self.weights, dtype=np.float64)
+            chosen = np.searchsorted(edges[:-1], generator.random(number), side="right")
+        eps = generator.standard_normal((number, self.latent_dim))
+        if truncation is not None:
+            limit = check_number(truncation, "truncation", 0.1, 10)
+            while (outside := np.abs(eps) > limit).any():
+                eps[outside] = generator.standard_normal(int(outside.sum()))
+        if self.spreads is not None:
+            eps *= self.spreads[chosen]
+        if self.scales is not None:
+            shapes = chosen if len(self.scales) > 1 else np.zeros_like(chosen)
+            for k in np.unique(shapes):
+                eps[shapes == k] = eps[shapes == k] @ self.scales[k].T.astype(np.float64)
+        x = self.means[chosen] + spread * eps
+        with np.errstate(over="ignore", invalid="ignore"):  # of a prior by a stranger
+            codes = np.asarray(x if self.flow is None else self.flow.forward(x), np.float32)
+        if not np.isfinite(codes).all():
+            raise InputError("prior: its draws are no finite numbers; fit it again")
+        return codes
+
+    def log_prob(self, z: ArrayLike) -> NDArray[np.float64]:
+        """log p(z) in nats, exact, for codes (n, latent_dim): float64 (n,)."""
+        return self._log_prob_and_parts(z)[0]
+
+    def log_prob_and_score(self, z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """log p(z), float64 (n,), and its gradient with respect to z (the score), float64 (n, latent_dim).
+
+        That of a mixture is -sum_k r_k (A_k A_k^T)^-1 (x - means_k), r_k the posterior probability of component k.
+        """
+        log_prob, each, white = self._log_prob_and_parts(z)
+        pulls = np.exp(each - _log_sum(each))[:, :, None] * white
+        if self.spreads is not None:
+            pulls /= self.spreads[:, None]
+        if self.scales is not None:
+            if len(self.scales) == 1:
+                pulls = pulls.sum(axis=0, keepdims=True)
+            pulls = np.matmul(pulls, self._whitening)
+        score = np.asarray(-pulls.sum(axis=0), np.float64)
+        return log_prob, score if self.flow is None else self.flow.pull_back(np.asarray(as_codes(z), np.float64), score)
+
+    def _log_prob_and_parts(self, z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """log p(z), (n,), and what `_components` says of x."""
+        x = as_codes(z, self.latent_dim).astype(np.float64)
+        log_det: NDArray[np.float64] | float = 0.0
+        if self.flow is not None:
+            x, log_det = self.flow.inverse(x)
+        each, white = self._components(x)
+        return _log_sum(each) + log_det, each, white
+
+    def _components(self, codes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """log of weights_k N(codes | k), (K, n), and the whitened codes of each component, (K, n, latent_dim)."""
+        white = codes[None]
+        if self.scales is not None:
+            white = np.matmul(white, self._whitening.transpose(0, 2, 1))
+        white = white - self._centres
+        if self.spreads is not None:
+            white /= self.spreads[:, None]
+        return self._log_constants[:, None] - (white**2).sum(axis=2) / 2, white
+
+    @functools.cached_property
+    def _centres(self) -> NDArray[np.float64]:
+        """`means` as codes are before they are compared with them, (K, 1, latent_dim)."""
+        centres = self.means[:, None].astype(np.float64)
+        return centres if self.scales is None else np.matmul(centres, self._whitening.transpose(0, 2, 1))
+
+    @functools.cached_property
+    def _log_constants(self) -> NDArray[np.float64]:
+        """What of log(weights_k N(z | k)) does not depend on z, (K,)."""
+        constants = np.log(self.weights.astype(np.float64)) - self.latent_dim / 2 * math.log(2 * math.pi)
+        if self.scales is not None:
+            constants += np.linalg.slogdet(self._whitening)[1]
+        if self.spreads is not None:
+            constants -= np.log(self.spreads.astype(np.float64)).sum(axis=1)
+        return constants
+
+    @functools.cached_property
+    def _whitening(self) -> NDArray[np.float64]:
+        """The inverse of each of `scales`."""
+        assert self.scales is not None
+        return np.linalg.inv(self.scales.astype(np.float64))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a .npz without pickle; the same prior gives the same bytes."""
+        flow = {} if self.flow is None else {name: getattr(self.flow, name) for name in ARRAYS}
+        return save_arrays(path, self._arrays() | flow)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Prior:
+        """Read what `save` wrote; ModelFileError for anything else, InputError for numbers that are no prior."""
+        return cls.from_bytes(read_file(path), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Prior:
+        """As `load`, from the bytes of the file. name: for messages."""
+        mixture = {key: kind for key, kind in _MIXTURE.items() if key in ("weights", "means") or _has(data, key)}
+        bent = ARRAYS if _has(data, "orders") else {}
+        arrays = parse_arrays(data, name, mixture | bent)
+        flow = Flow(**{key: arrays.pop(key) for key in bent}) if bent else None
+        return cls(flow=flow, **arrays)
+
+
+def _has(data: bytes, field: str) -> bool:
+    """Whether a .npz may hold an array; what it holds in truth is looked at when it is parsed."""
+    return f"{field}.npy".encode() in data
+
+
+def _check_scales(scales: Codes, count: int, dim: int) -> None:
+    if scales.shape not in ((count, dim, dim), (1, dim, dim)):
+        raise InputError(f"prior: scales {scales.shape}, expected {(count, dim, dim)}, or {(1, dim, dim)} for all")
+    if not (np.linalg.matrix_rank(scales) == dim).all():
+        raise InputError("prior: scales that are not invertible give no density; fit it again")
+
+
+def _log_sum(each: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log of the sum of exp(each) over the first axis."""
+    top = each.max(axis=0)
+    return np.asarray(top + np.log(np.exp(each - top).sum(axis=0)))
+
+
+def sample_prior(n: int, latent_dim: int, rng: Rng = None, temperature: float = 1.0) -> Codes:
+    """`n` draws of z ~ N(0, temperature^2 I), float32 (n, latent_dim): what every model is trained against."""
+    return Prior.standard(latent_dim).sample(n, rng, temperature)

@@ -1,0 +1,235 @@
+"""inverse.onnx: how far a code's picture is from a given one, and the gradient of that with respect to the code.
+
+With it a picture is inverted (argmin over z) without torch: `VAE.invert`, `inpaint` and `upscale` of vae_runtime.
+torch.onnx exports no backward pass, so it is written here: reverse-mode differentiation over the decoder's exported
+graph, a rule an operator. The vector-Jacobian product of a convolution is the transposed convolution with the same
+kernel, and the other way round (Dumoulin & Visin, "A guide to convolution arithmetic", 2016, chapter 4), so forward and
+backward pass share their weights, and the file is as large as the decoder's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vae_runtime.config import DECODER_FILE, INVERSE_FILE, ModelConfig
+from vae_runtime.ort.verify import read_verified
+from vae_train.errors import ExportError
+
+Gradients: TypeAlias = Iterable[tuple[str, str]]
+"""Names of a node's inputs, each with that of the gradient with respect to it."""
+
+
+def invert(decoder: onnx.ModelProto) -> onnx.ModelProto:
+    """The gradient graph of a decoder, with the decoder's metadata, opset and IR version.
+
+    decoder: `z` (batch, latent_dim) -> `image` (batch, 3, S, S), of the operators in `RULES`; ExportError for others.
+    Inputs of the result: `z`; `image` (batch, 3, S, S) in [0, 1]; `weight` (batch, 1, S, S), of each pixel, 0 where it
+    is not known. Outputs: `loss` (batch,), the sum over pixels and colours of weight * (decode(z) - image)^2; and
+    `gradient` (batch, latent_dim), that of `loss` with respect to `z`. The same decoder gives the same bytes.
+    """
+    graph = onnx.shape_inference.infer_shapes(decoder, strict_mode=True).graph
+    (code,), (picture,) = graph.input, graph.output
+    forward = [_renamed(node, picture.name, "decoded") for node in graph.node]
+    pass_ = BackwardPass(graph, picture.name)
+    residual = pass_.add("Sub", "decoded", "image")
+    weighted = pass_.add("Mul", "weight", residual)
+    squares = pass_.add("Mul", weighted, residual)
+    pass_.add("ReduceSum", squares, pass_.constant([1, 2, 3], np.int64), exit="loss", keepdims=0)
+    seed = pass_.add("Mul", weighted, pass_.constant(2, np.float32))
+    gradient = pass_.differentiate(forward, "decoded", seed, code.name)
+    pass_.nodes[-1] = _renamed(pass_.nodes[-1], gradient, "gradient")
+
+    batch, channels, height, width = [axis.dim_param or axis.dim_value for axis in picture.type.tensor_type.shape.dim]
+    dim = code.type.tensor_type.shape.dim[1].dim_value
+    inputs = [
+        _port(code.name, batch, dim),
+        _port("image", batch, channels, height, width),
+        _port("weight", batch, 1, height, width),
+    ]
+    outputs = [_port("loss", batch), _port("gradient", batch, dim)]
+    tensors = [*graph.initializer, *pass_.constants]
+    made = helper.make_graph([*forward, *pass_.nodes], decoder.graph.name, inputs, outputs, tensors)
+    model = helper.make_model(made, opset_imports=decoder.opset_import, ir_version=decoder.ir_version)
+    model.producer_name = decoder.producer_name
+    model.metadata_props.extend(decoder.metadata_props)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write_inverse(folder: Path) -> str:
+    """Write inverse.onnx beside the decoder.onnx in `folder`; return its SHA-256."""
+    data = invert(onnx.load(folder / DECODER_FILE)).SerializeToString(deterministic=True)
+    temporary = folder / f".{INVERSE_FILE}.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(folder / INVERSE_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return hashlib.sha256(data).hexdigest()
+
+
+def add_inverse(folder: Path) -> ModelConfig:
+    """Give an exported model, made before there was one, its inverse.onnx, and name it in config.json.
+
+    All other files stay as they are. Raises ModelFileError, ConfigError, or ExportError for an unknown operator.
+    """
+    config = ModelConfig.load(folder)
+    read_verified(folder / DECODER_FILE, config.files[DECODER_FILE])
+    files = {**config.files, INVERSE_FILE: write_inverse(folder)}
+    changed = dataclasses.replace(config, files=files)
+    changed.save(folder)
+    return changed
+
+
+class BackwardPass:
+    """The nodes that lead from a gradient with respect to a graph's output back to its inputs."""
+
+    def __init__(self, graph: onnx.GraphProto, exit: str) -> None:
+        """graph: with the shapes of all its tensors. exit: its output, "decoded" from here on."""
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+        self.shapes = {
+            ("decoded" if value.name == exit else value.name): [
+                axis.dim_value for axis in value.type.tensor_type.shape.dim
+            ]
+            for value in (*graph.value_info, *graph.input, *graph.output)
+        }
+        """Of each tensor that is computed; 0 for the batch."""
+
+    def add(self, operator: str, *inputs: str, exit: str = "", **attributes: Any) -> str:
+        """One more node; the name of its output."""
+        name = exit or f"backward_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def constant(self, value: float | Sequence[int], kind: type[np.generic]) -> str:
+        """The name of a constant, the same for the same value."""
+        tensor = numpy_helper.from_array(np.array(value, kind), f"constant_{np.dtype(kind)}_{value}")
+        if tensor not in self.constants:
+            self.constants.append(tensor)
+        return str(tensor.name)
+
+    def differentiate(self, forward: Sequence[onnx.NodeProto], exit: str, seed: str, entry: str) -> str:
+        """The gradient with respect to `entry`, from `seed`, the one with respect to `exit`: the chain rule, backwards.
+
+        A tensor that is used more than once has the sum of the gradients from its uses.
+        """
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        found[exit].append(seed)
+        for node in reversed(forward):
+            if node.op_type not in RULES:
+                raise ExportError(f"{node.op_type}: no rule for its gradient; add one to vae_train/inverse.py")
+            upstream = self._total(found.pop(node.output[0], []))
+            for name, gradient in RULES[node.op_type](self, node, upstream):
+                found[name].append(gradient)
+        return self._total(found[entry])
+
+    def _total(self, gradients: list[str]) -> str:
+        if not gradients:
+            raise ExportError("a part of the decoder does not lead to its picture; export the run again")
+        total, *others = gradients
+        for other in others:
+            total = self.add("Add", total, other)
+        return total
+
+
+def _linear(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
+    """Y = alpha A B + beta C: dA = alpha dY B^T."""
+    given = _attributes(node)
+    if node.input[1] not in pass_.weights or given.get("transA", 0):
+        raise ExportError(f"{node.op_type} {node.output[0]}: expected weights as its second input")
+    turned = {"transB": 1 - given.get("transB", 0), "alpha": given.get("alpha", 1.0)}
+    yield node.input[0], pass_.add("Gemm", upstream, node.input[1], **turned)
+
+
+def _convolution(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
+    """dX = the transposed convolution of dY with the same kernel, its rows and columns as many as those of X."""
+    given = _geometry(node)
+    size, kernel = pass_.shapes[node.input[0]][2:], pass_.weights[node.input[1]][2:]
+    half = len(size)
+    reach = [
+        size[axis] + given["pads"][axis] + given["pads"][axis + half] - given["dilations"][axis] * (kernel[axis] - 1)
+        for axis in range(half)
+    ]
+    rest = [(length - 1) % stride for length, stride in zip(reach, given["strides"], strict=True)]
+    yield node.input[0], pass_.add("ConvTranspose", upstream, node.input[1], **given, output_padding=rest)
+
+
+def _transposed_convolution(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
+    """dX = the convolution of dY with the same kernel."""
+    given = _geometry(node)
+    yield node.input[0], pass_.add("Conv", upstream, node.input[1], **given)
+
+
+def _leaky_relu(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
+    """dX = dY where x > 0, alpha dY elsewhere. The output has the sign of x, and using it leaves x to be fused away."""
+    alpha = pass_.constant(_attributes(node).get("alpha", 0.01), np.float32)
+    slope = pass_.add("Max", pass_.add("Sign", node.output[0]), alpha)
+    yield node.input[0], pass_.add("Mul", upstream, slope)
+
+
+def _sigmoid(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
+    """dX = dY y (1 - y)"""
+    rest = pass_.add("Sub", pass_.constant(1, np.float32), node.output[0])
+    yield node.input[0], pass_.add("Mul", upstream, pass_.add("Mul", node.output[0], rest))
+
+
+def _sum(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
+    first, second = node.input
+    if pass_.shapes.get(first) != pass_.shapes.get(second):
+        raise ExportError(f"Add {node.output[0]}: of different shapes, expected equal ones")
+    yield from ((first, upstream), (second, upstream))
+
+
+def _reshape(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
+    shape = pass_.constant([-1, *pass_.shapes[node.input[0]][1:]], np.int64)
+    yield node.input[0], pass_.add("Reshape", upstream, shape)
+
+
+RULES: dict[str, Callable[[BackwardPass, onnx.NodeProto, str], Gradients]] = {
+    "Add": _sum,
+    "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
+    "Gemm": _linear,
+    "LeakyRelu": _leaky_relu,
+    "MatMul": _linear,
+    "Reshape": _reshape,
+    "Sigmoid": _sigmoid,
+}
+"""The vector-Jacobian product of each operator that a decoder may have, with respect to its input, not its weights."""
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _geometry(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes that a convolution and its transpose share."""
+    given = _attributes(node)
+    if given.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in given:
+        raise ExportError(f"{node.op_type} {node.output[0]}: padded by a rule, expected pads; export it with numbers")
+    default = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0], "group": 1}
+    return {name: given.get(name, value) for name, value in default.items()}
+
+
+def _renamed(node: onnx.NodeProto, old: str, new: str) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for names in (copy.input, copy.output):
+        names[:] = [new if name == old else name for name in names]
+    return copy
+
+
+def _port(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

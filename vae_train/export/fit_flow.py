@@ -1,0 +1,127 @@
+"""Fitting a `vae_runtime.prior.flow.Flow` to codes: RealNVP over a mixture of spheres (Dinh, Sohl-Dickstein, Bengio,
+"Density estimation using Real NVP", 2017)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vae_runtime.prior.flow import Flow
+from vae_runtime.prior.mixture import Prior
+
+COUPLINGS = 12
+HIDDEN = 32
+"""Numbers between the two layers of a coupling's network."""
+SPHERES = 8
+"""Gaussians of the base density, all at 0 and round: strong and weak codes differ in their length above all."""
+
+_STEPS = 1000
+_BATCH = 256
+_WARMUP = 100
+_RATE = 1e-3
+_DECAY = 0.05  # of the matrices: AdamW's
+_FLOOR = 1e-4  # of the variances along the principal directions
+
+
+class Coupling(nn.Module):
+    """One layer, see `vae_runtime.prior.flow.Flow`; at first the identity."""
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        half = len(order) // 2
+        self.register_buffer("order", order)
+        self.kept, self.changed = order[:half], order[half:]
+        self.inner, self.outer = nn.Linear(half, HIDDEN), nn.Linear(HIDDEN, 2 * len(self.changed))
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, latent_dim) -> what the layer made it from, and the sum of its log scales, (n,)."""
+        moves, scales = self.outer(nn.functional.silu(self.inner(y[:, self.kept]))).chunk(2, 1)
+        scales = torch.tanh(scales)
+        before = y.clone()
+        before[:, self.changed] = (y[:, self.changed] - moves) * torch.exp(-scales)
+        return before, scales.sum(1)
+
+
+class Bent(nn.Module):
+    """Round Gaussians at 0, and the couplings that bend them."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.couplings: list[Coupling] = [Coupling(torch.randperm(latent_dim)) for _ in range(COUPLINGS)]
+        self.layers = nn.ModuleList(self.couplings)
+        self.log_deviations = nn.Parameter(torch.linspace(-0.5, 0.5, SPHERES))
+        self.logits = nn.Parameter(torch.zeros(SPHERES))
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(n, latent_dim) -> (n,), in nats."""
+        dim, volume = y.shape[1], torch.zeros(len(y))
+        for coupling in reversed(self.couplings):
+            y, scales = coupling.inverse(y)
+            volume = volume + scales
+        squares = y.square().sum(1, keepdim=True) * torch.exp(-2 * self.log_deviations)
+        each = -squares / 2 - dim * (self.log_deviations + math.log(2 * math.pi) / 2)
+        return torch.logsumexp(torch.log_softmax(self.logits, 0) + each, 1) - volume
+
+
+def fit_flow(mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int = 0) -> Prior:
+    """A prior of the aggregated posterior of q(z|x) = N(mu, exp(logvar)), (n, latent_dim) each, latent_dim >= 2.
+
+    Each step sees other pictures, and a new draw of each. Couplings work along the principal directions, in their
+    deviations. Few steps, and weights that decay: what more would be learned is of these pictures alone.
+    """
+    dim = mu.shape[1]
+    centre = mu.mean(0, dtype=np.float64)
+    covariance = np.cov(mu.T, dtype=np.float64) + np.diag(np.exp(logvar).mean(0, dtype=np.float64))
+    variances, directions = np.linalg.eigh(covariance)
+    deviations = np.sqrt(np.maximum(variances, _FLOOR))
+    whiten = torch.from_numpy((directions / deviations).astype(np.float32))
+    means = torch.from_numpy((mu - centre).astype(np.float32)) @ whiten
+    sigmas = torch.from_numpy(np.exp(logvar / 2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        bent = Bent(dim)
+        matrices = [weight for weight in bent.parameters() if weight.ndim > 1]
+        others = [weight for weight in bent.parameters() if weight.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": _DECAY}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=_RATE)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate)
+        for _ in range(_STEPS):
+            rows = torch.randint(len(mu), (_BATCH,))
+            points = means[rows] + (sigmas[rows] * torch.randn(_BATCH, dim)) @ whiten
+            loss = -bent.log_prob(points).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return _as_prior(bent, directions * deviations, centre)
+
+
+def _rate(step: int) -> float:
+    return min(1.0, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / _STEPS)) / 2
+
+
+@torch.no_grad()
+def _as_prior(bent: Bent, basis: NDArray[np.float64], shift: NDArray[np.float64]) -> Prior:
+    layers = bent.couplings
+
+    def stack(name: str) -> NDArray[np.float32]:
+        return torch.stack([layer.get_parameter(name) for layer in layers]).numpy()
+
+    flow = Flow(
+        orders=torch.stack([layer.get_buffer("order") for layer in layers]).numpy(),
+        inner=stack("inner.weight"),
+        inner_bias=stack("inner.bias"),
+        outer=stack("outer.weight"),
+        outer_bias=stack("outer.bias"),
+        basis=basis.astype(np.float32),
+        shift=shift.astype(np.float32),
+    )
+    weights = torch.softmax(bent.logits, 0).numpy()
+    spreads = bent.log_deviations.exp()[:, None].repeat(1, flow.latent_dim).numpy()
+    return Prior(weights, np.zeros_like(spreads), None, spreads, flow)

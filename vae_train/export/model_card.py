@@ -1,0 +1,132 @@
+"""README.md of an export: a Hugging Face model card. What it says comes from the run, and stays true by that."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from vae_runtime.config import ModelConfig
+from vae_runtime.directions import Directions
+from vae_runtime.prior.mixture import Prior
+from vae_train.config import TrainConfig, make_config, option
+from vae_train.data.sources import AVATARS
+
+CARD_FIGURES = ("samples.png", "interpolations.png", "reconstructions.png", "edits.png")
+"""The pictures of a card, beside it; see `vae_train.model.figures.draw_card`."""
+
+_UNITS = {"negative_elbo": "nats", "reconstruction": "nats", "kl": "nats", "psnr": "dB"}
+
+
+def training_time(records: list[dict[str, Any]], images: int) -> str:
+    """ "24 minutes on CPU (AMD EPYC), 2 threads", from the lines of metrics.jsonl; empty where they do not say it.
+
+    images: those of one epoch. The time for measuring, drawing and saving is not in it.
+    """
+    where = list(dict.fromkeys(str(record["device"]) for record in records if "device" in record))
+    if not where:
+        return ""
+    seconds = sum(images / record["images_per_second"] for record in records)
+    spent = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    return f"{spent} on {', then '.join(where)}"
+
+
+def model_card(config: ModelConfig, trained: TrainConfig, folder: Path, spent: str) -> str:
+    """The text for the export in `folder`. spent: of `training_time`."""
+    data, size = config.training_data, config.image_size
+    pictures = (
+        "The faces were drawn by [python_avatars](https://pypi.org/project/python-avatars/) (MIT) and are free to use."
+        if data.name == AVATARS
+        else "The pictures belong to their makers, and no licence of this source is stated; none of them is shown or "
+        "shipped here."
+    )
+    return f"""---
+license: mit
+library_name: anime-vae
+pipeline_tag: unconditional-image-generation
+tags: [vae, variational-autoencoder, onnx, onnxruntime, faces, anime]
+---
+
+# {config.name}
+
+A convolutional variational autoencoder for {size}x{size} faces, as two ONNX graphs (opset {config.opset}):
+`encoder.onnx` (image -> mu, logvar) and `decoder.onnx` (z -> image), with z of {config.latent_dim} numbers;
+`inverse.onnx` has the gradient of the decoder's squared error, for `invert`, `inpaint` and `upscale`. They run without
+torch, and the same everywhere: Python, browser, servers.
+
+![Faces drawn from the prior](samples.png)
+
+```python
+from vae_runtime import VAE
+
+vae = VAE.load("path/of/this/folder")
+faces = vae.sample(16, rng=0)
+```
+{_learned(config, folder)}
+![From one sampled face to another](interpolations.png)
+
+![Avatars, and what the model makes of them](reconstructions.png)
+
+![Along the named directions](edits.png)
+
+## Training
+
+{data.count} faces of `{data.name}` (content {data.sha256[:16]}), preset `{config.preset}`, likelihood
+`{config.likelihood}`, beta {config.beta:g}, seed {trained.seed}, model id `{config.model_id}`. {pictures} The weights
+are under the MIT licence. {f"It took {spent}. " if spent else ""}The command:
+
+```bash
+python -m vae_train {command(trained, data.name)}
+```
+
+## Figures
+
+On the held-out 5 % of the same source, at the end of training. Nats are per image: the sum of squared errors, or a
+Gaussian with the variance that fits best, plus the KL divergence. Bits per dimension are for 8-bit colours under that
+Gaussian. PSNR is that of decode(mu).
+
+{_figures(config)}
+
+## Use and limits
+
+Made for play, for teaching, and as a small generative model to build into programs. It knows faces like those it was
+trained on, cut and centred as they were; of other pictures it makes the nearest such face. Its pictures are averages of
+what the code leaves open, so fine detail is soft. What the source shows often, the model shows often: it inherits each
+bias of it. It is no means to recognise or to judge people.
+"""
+
+
+def _learned(config: ModelConfig, folder: Path) -> str:
+    """What the card says of the prior and of the directions."""
+    parts = []
+    if config.prior:
+        density = Prior.load(folder / config.prior).kind
+        parts.append(
+            f"\n`sample` draws from `{config.prior}`, {density} fitted to the codes of\n"
+            'the training pictures (Ghosh et al. 2020); `sample(16, prior="unit")` from N(0, I).\n'
+        )
+    if config.directions:
+        names = ", ".join(f"`{name}`" for name in Directions.load(folder / config.directions).names)
+        parts.append(f"\n`edit(images, direction, strength)` knows, from `{config.directions}`: {names}.\n")
+    return "".join(parts)
+
+
+def _figures(config: ModelConfig) -> str:
+    rows = ["| | |", "|---|---|"]
+    for key, value in config.metrics.items():
+        name = key.removeprefix("held_out_")
+        rows.append(f"| {name.replace('_', ' ')} | {value:g} {_UNITS.get(name, '')}".rstrip() + " |")
+    return "\n".join(rows)
+
+
+def command(trained: TrainConfig, data: str) -> str:
+    """The options that make a run like `trained`: its source, epochs and seed, and what its preset does not say."""
+    preset = make_config({"preset": trained.preset})
+    words = [f"--preset {trained.preset}"] if trained.preset != TrainConfig.preset else []
+    for item in dataclasses.fields(trained):
+        value = getattr(trained, item.name) if item.name != "data" else data
+        if isinstance(value, bool) and value != getattr(preset, item.name):
+            words.append(option(item.name) if value else option(f"no_{item.name}"))
+        elif item.name in ("data", "epochs", "seed") or value != getattr(preset, item.name):
+            words.append(f"{option(item.name)} {value}")
+    return " ".join(words)
