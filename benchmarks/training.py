@@ -151,7 +151,7 @@ def our_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, device
 def _measure(
     name: str, batches: Iterator[Tensor], config: TrainConfig, device: str, seconds: float, read_loss: bool
 ) -> Row:
-    model = VAE(config.image_size, config.latent_dim, config.preset).to(device).train()
+    model = VAE.from_config(config).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
     def step() -> int:
@@ -202,7 +202,7 @@ def _peak_memory() -> int:
 
 def ceiling(config: TrainConfig, device: torch.device) -> Ceiling:
     """Count what a step asks for, and measure what the machine gives: a large matrix product and a large copy."""
-    model = VAE(config.image_size, config.latent_dim, config.preset).to(device).train()
+    model = VAE.from_config(config).to(device).train()
     image = torch.zeros(2, 3, config.image_size, config.image_size, device=device)
     with FlopCounterMode(display=False) as flop, _ByteCounter() as counter:
         _loss(model, image, config).backward()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from vae_runtime import latent
-from vae_train.config import PRESETS
+from vae_train.config import PRESETS, TrainConfig
+from vae_train.errors import UsageError
 from vae_train.model import losses
 from vae_train.model.networks import VAE, Block, Decoder, Encoder, reparameterize
 
@@ -157,3 +158,16 @@ def test_a_block_is_its_input_and_a_change():
     torch.testing.assert_close(block(x) - x, block.layers(x))
     nn.init.zeros_(block.layers[-1].weight)
     torch.testing.assert_close(block(x), x)
+
+
+def test_additional_decoder_blocks_are_bottlenecks_at_the_coarsest_size() -> None:
+    plain, deeper = VAE(64, 8, "base"), VAE(64, 8, "base", decoder_blocks=3)
+    blocks = [module for module in deeper.decoder.modules() if isinstance(module, Block)]
+    shapes = [tuple(block.layers[1].weight.shape) for block in blocks]
+    assert shapes[:4] == [(128, 128, 3, 3)] + [(64, 128, 3, 3)] * 3
+    assert VAE.from_config(TrainConfig(image_size=64, latent_dim=8, preset="base")).state_dict().keys() == (
+        plain.state_dict().keys()
+    )
+    assert deeper.eval().decoder(torch.zeros(2, 8)).shape == (2, 3, 64, 64)
+    with pytest.raises(UsageError, match="--decoder-blocks"):
+        TrainConfig(decoder_blocks=1)

@@ -50,7 +50,7 @@ def make_state(config: TrainConfig, device: torch.device, world: World = ALONE) 
     """A model with its first weights, decided by the seed, its average and its optimiser."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = VAE(config.image_size, config.latent_dim, config.preset)
+        model = VAE.from_config(config)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     if world.size > 1:
         with_global_statistics(model, device)

@@ -113,7 +113,7 @@ def load_run(source: Path) -> tuple[TrainConfig, Checkpoint, VAE]:
     """The settings, the checkpoint and the averaged network, ready to be used, of a run or of one checkpoint."""
     config = TrainConfig.load(find_run(source))
     saved = load_checkpoint(source)
-    model = VAE(config.image_size, config.latent_dim, config.preset).eval()
+    model = VAE.from_config(config).eval()
     load_weights(model, saved)
     return config, saved, model
 

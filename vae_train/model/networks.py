@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_runtime.latent import LOGVAR_RANGE
-from vae_train.config import STRIDE
+from vae_train.config import STRIDE, TrainConfig
 
 
 def down(inputs: int, outputs: int) -> nn.Sequential:
@@ -42,8 +42,8 @@ def classic_encoder(image_size: int) -> nn.Sequential:
     return nn.Sequential(down(3, 16), down(16, 32), down(32, 64), down(64, 128), down(128, 256))
 
 
-def classic_decoder(image_size: int) -> nn.Sequential:
-    """(n, 256, S/32, S/32) -> (n, 3, S, S)"""
+def classic_decoder(image_size: int, blocks: int = 0) -> nn.Sequential:
+    """(n, 256, S/32, S/32) -> (n, 3, S, S). `blocks` must be 0: `classic` has no residual blocks."""
     return nn.Sequential(
         up(256, 128),
         up(128, 64),
@@ -60,17 +60,20 @@ class Block(nn.Module):
     residual networks", 2016). BatchNorm stands behind each convolution, not before the activation, so that it can be
     folded away at export.
 
+    hidden: channels between the two convolutions; as many as `channels` by default, fewer make a bottleneck.
+
     (n, channels, s, s) -> the same
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, hidden: int | None = None) -> None:
         super().__init__()
+        hidden = hidden or channels
         self.layers = nn.Sequential(
             nn.LeakyReLU(0.2),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.Conv2d(hidden, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )
 
@@ -108,10 +111,14 @@ def base_encoder(image_size: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 32, 1))
 
 
-def base_decoder(image_size: int) -> nn.Sequential:
-    """(n, 32, s, s), s from 8 to 15 -> (n, 3, S, S)"""
+def base_decoder(image_size: int, blocks: int = 0) -> nn.Sequential:
+    """(n, 32, s, s), s from 8 to 15 -> (n, 3, S, S)
+
+    blocks: additional residual blocks at the coarsest size, each with half as many channels inside.
+    """
     widths = base_widths(image_size)[::-1]
     layers: list[nn.Module] = [nn.Conv2d(32, widths[0], 1), Block(widths[0])]
+    layers += [Block(widths[0], hidden=widths[0] // 2) for _ in range(blocks)]
     for inputs, outputs in pairwise(widths):
         layers += [double(inputs, outputs), Block(outputs)]
     last = nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)
@@ -154,12 +161,16 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """z (n, latent_dim) -> image (n, 3, S, S) in [0, 1]"""
 
-    def __init__(self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic") -> None:
+    def __init__(
+        self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic", decoder_blocks: int = 0
+    ) -> None:
         super().__init__()
         _, make, channels = NETWORKS[preset]
         side = image_size >> halvings_of(preset, image_size)
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim, channels * side * side), nn.Unflatten(1, (channels, side, side)), *make(image_size)
+            nn.Linear(latent_dim, channels * side * side),
+            nn.Unflatten(1, (channels, side, side)),
+            *make(image_size, decoder_blocks),
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -178,13 +189,20 @@ def reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 class VAE(nn.Module):
     """An encoder and a decoder. image, eps -> reconstruction, mu, logvar"""
 
-    def __init__(self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic") -> None:
+    def __init__(
+        self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic", decoder_blocks: int = 0
+    ) -> None:
         super().__init__()
         if image_size < STRIDE or image_size % STRIDE:
             raise ValueError(f"image_size: got {image_size}, expected a multiple of {STRIDE}")
         self.image_size, self.latent_dim, self.preset = image_size, latent_dim, preset
         self.encoder = Encoder(image_size, latent_dim, preset)
-        self.decoder = Decoder(image_size, latent_dim, preset)
+        self.decoder = Decoder(image_size, latent_dim, preset, decoder_blocks)
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> VAE:
+        """A network of the architecture that `config` describes, with random weights."""
+        return cls(config.image_size, config.latent_dim, config.preset, config.decoder_blocks)
 
     def forward(self, image: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encoder(image)
