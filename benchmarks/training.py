@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from vae_train.config import TrainConfig
-from vae_train.data.sources import load_faces
+from vae_train.data.faces import load_faces
 from vae_train.engine.distributed import ALONE
 from vae_train.engine.loader import Feed
 from vae_train.engine.state import make_state

@@ -236,7 +236,7 @@ def variants_command(arguments: Sequence[str]) -> int:
     check_source(given.data)
     config = ModelConfig.load(given.model)
 
-    from vae_train.data.sources import load_faces
+    from vae_train.data.faces import load_faces
     from vae_train.export.quantize import add_variants, as_table
 
     costs = add_variants(given.model, load_faces(given.data, config.image_size), given.variants)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import subprocess
@@ -15,8 +16,10 @@ from hub_stand_in import hub
 from PIL import Image
 
 from vae_runtime.images import fit_square, load_image
-from vae_train.data import sources as data
-from vae_train.data.sources import check_source, load_faces
+from vae_train.data import faces as data
+from vae_train.data import sources
+from vae_train.data.faces import load_faces
+from vae_train.data.sources import check_source
 from vae_train.errors import DataError, UsageError
 
 
@@ -60,7 +63,7 @@ def test_a_folder_passes_the_funnel_of_the_runtime(folder):
     faces = load_faces(str(folder), 16)
     assert faces.pixels.shape == (123, 3, 16, 16)
     assert faces.pixels.dtype == np.uint8
-    assert (faces.name, faces.stray, faces.unreadable, faces.duplicates) == ("faces", 3, [], 0)
+    assert (faces.name, len(faces.skipped), faces.unreadable, faces.duplicates) == ("faces", 3, [], 0)
     paths = sorted(
         (
             path
@@ -89,7 +92,7 @@ def pack(folder: Path, kind: str) -> Path:
 def test_archives_hold_the_same_faces(folder, kind):
     inside = load_faces(str(pack(folder, kind)), 16)
     outside = load_faces(str(folder), 16)
-    assert inside.stray == 3
+    assert len(inside.skipped) == 3
     assert {face.tobytes() for face in inside.pixels} == {face.tobytes() for face in outside.pixels}
     keys = {key.tobytes() for key in outside.keys[outside.held_out()]}
     assert {key.tobytes() for key in inside.keys[inside.held_out()]} == keys
@@ -102,7 +105,7 @@ def test_the_second_time_is_a_memory_map(folder, cache, monkeypatch):
     assert isinstance(second.pixels, np.memmap)
     np.testing.assert_array_equal(first.pixels, second.pixels)
     np.testing.assert_array_equal(first.keys, second.keys)
-    assert (first.sha256, first.stray) == (second.sha256, second.stray)
+    assert (first.sha256, first.skipped) == (second.sha256, second.skipped)
     assert len(entries(cache)) == 1
 
 
@@ -220,7 +223,7 @@ def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "fifo.png")
     faces = load_faces(str(folder), 8)
-    assert (len(faces), faces.stray) == (before, 3 + 3 + hasattr(os, "mkfifo"))
+    assert (len(faces), len(faces.skipped)) == (before, 3 + 3 + hasattr(os, "mkfifo"))
 
 
 def test_archives_write_nothing_to_the_disk(tmp_path):
@@ -236,13 +239,13 @@ def test_archives_write_nothing_to_the_disk(tmp_path):
         file.addfile(link)
     before = set(tmp_path.rglob("*"))
     faces = load_faces(str(archive), 8)
-    assert (len(faces), faces.stray) == (3, 1)
+    assert (len(faces), len(faces.skipped)) == (3, 1)
     outside = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
     assert outside == before
 
 
 def test_a_zip_bomb_is_one_unreadable_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
     monkeypatch.setattr("vae_runtime.images.MAX_BYTES", 2**20)
     archive = tmp_path / "bomb.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
@@ -264,9 +267,9 @@ def write_parquet(path: Path, count: int) -> None:
 
 HUB_CODE = """
 import sys
-from vae_train.data.sources import load_faces
+from vae_train.data.faces import load_faces
 faces = load_faces(sys.argv[1], 16)
-print(len(faces), faces.name, faces.stray, len(faces.unreadable), faces.sha256)
+print(len(faces), faces.name, len(faces.skipped), len(faces.unreadable), faces.sha256)
 """
 
 
@@ -305,6 +308,56 @@ def test_a_data_set_of_the_hub(tmp_path, form):
         assert "HubError: hf:someone/nothing: the dataset cannot be fetched" in missing.stderr
     offline = load_from_hub(env | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1"}, "hf:someone/faces")
     assert offline.stdout == online.stdout, offline.stderr
+
+
+def test_several_sources_are_one_set(folder, tmp_path, cache):
+    more = tmp_path / "more"
+    more.mkdir()
+    for index in range(60):
+        (more / f"{index}.png").write_bytes(picture(5000 + index))
+    archive = pack(folder, "zip")
+    both = load_faces([str(archive), str(more)], 8)
+    parts = [load_faces(str(archive), 8), load_faces(str(more), 8)]
+    assert len(both) == len(both.names) == sum(map(len, parts))
+    assert both.name == "faces.zip + more"
+    assert {key.tobytes() for key in both.keys} == {key.tobytes() for part in parts for key in part.keys}
+    assert int(both.held_out().sum()) == round(0.05 * len(both))
+    smallest = sorted(key.tobytes() for key in both.keys)[: round(0.05 * len(both))]
+    assert sorted(key.tobytes() for key in both.keys[both.held_out()]) == smallest
+    assert isinstance(both.pixels, np.memmap)
+    assert len(entries(cache)) == 3
+    swapped = load_faces([str(more), str(archive)], 8)
+    assert swapped.sha256 == both.sha256
+    np.testing.assert_array_equal(swapped.pixels, both.pixels)
+
+
+def test_a_source_given_twice_counts_once(folder, tmp_path, capsys):
+    archive = pack(folder, "zip")
+    once = load_faces(str(archive), 8)
+    spelled = os.path.join(str(tmp_path), ".", archive.name)
+    twice = load_faces([str(archive), spelled], 8)
+    assert (len(twice), twice.sha256) == (len(once), once.sha256)
+    assert "used once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_a_source_that_moved_is_the_same_data(folder, tmp_path, cache, kind):
+    source = folder if kind == "folder" else pack(folder, kind)
+    before = load_faces(str(source), 8)
+    (tmp_path / "elsewhere").mkdir()
+    moved = source.rename(tmp_path / "elsewhere" / f"renamed{source.suffix}")
+    after = load_faces(str(moved), 8)
+    assert after.matches(before.sha256)
+    assert before.matches(after.sha256)
+    assert len(entries(cache)) == 1
+
+
+def test_models_of_version_0_know_an_archive_by_its_name(tmp_path):
+    archive = tmp_path / "faces.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(zipfile.ZipInfo("0.png"), picture(0))
+    content = hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert load_faces(str(archive), 8).matches(hashlib.sha256(f"faces.zip\0{content}\0".encode()).hexdigest())
 
 
 def test_avatars_are_drawn_once_and_keep_their_labels(cache):

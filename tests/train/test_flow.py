@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_train.data.sources import load_faces
+from vae_train.data.faces import load_faces
 from vae_train.export import fit_flow as flow
 from vae_train.export import fit_latents as posterior
 from vae_train.export.fit_flow import fit_flow

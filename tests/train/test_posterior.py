@@ -7,7 +7,7 @@ from blobs import write_faces
 
 import vae_runtime
 from vae_train.config import TrainConfig
-from vae_train.data.sources import load_faces
+from vae_train.data.faces import load_faces
 from vae_train.engine.train import train
 from vae_train.errors import UsageError
 from vae_train.evaluation.evaluate import evaluate, open_model

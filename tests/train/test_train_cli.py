@@ -80,7 +80,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_command_lines_exit_with_2_one_sentence_and_write_nothing(name, place, capsys, monkeypatch):
-    monkeypatch.setattr("vae_train.data.sources.load_image", None)  # reading a picture would fail
+    monkeypatch.setattr("vae_train.data.faces.load_image", None)  # reading a picture would fail
     monkeypatch.setattr("vae_train.__main__.find_spec", lambda _: None)  # no TensorBoard
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     with pytest.raises(SystemExit) as caught:

@@ -13,7 +13,7 @@ from vae_runtime import VAE, ModelConfig
 from vae_runtime.config import VARIANTS, graph_files
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
-from vae_train.data.sources import load_faces
+from vae_train.data.faces import load_faces
 from vae_train.engine.train import train
 from vae_train.errors import UsageError
 from vae_train.export import quantize as variants

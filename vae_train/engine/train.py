@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from vae_runtime.images import Pixels
 from vae_train.config import CONFIG_FILE, TrainConfig
-from vae_train.data.sources import Faces, load_faces
+from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
 from vae_train.engine.cuda_graph import Step, captured, compiled
 from vae_train.engine.distributed import ALONE, World, joined, wrapped
@@ -454,7 +454,7 @@ def _check_counts(config: TrainConfig, faces: Faces, training: int, world: World
 def _report(config: TrainConfig, faces: Faces, held_out: np.ndarray[Any, Any], feed: Feed, run: Path) -> None:
     print(
         f"{len(faces)} faces of {faces.name}: {int((~held_out).sum())} to train on, {int(held_out.sum())} held out; "
-        f"{faces.duplicates} duplicates, {len(faces.unreadable)} unreadable, {faces.stray} other files\n"
+        f"{faces.duplicates} duplicates, {len(faces.unreadable)} unreadable, {len(faces.skipped)} other files\n"
         f"{feed.report}; {config.precision}, {config.batch_size} pictures a step"
         + (f" on {feed.world.size} processes" if feed.world.size > 1 else ""),
         file=sys.stderr,

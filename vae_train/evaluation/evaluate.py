@@ -21,7 +21,7 @@ from vae_runtime import model as runtime
 from vae_runtime.config import ENCODER_FILE
 from vae_runtime.prior.mixture import Prior
 from vae_train.config import TrainConfig
-from vae_train.data.sources import Faces, load_faces
+from vae_train.data.faces import Faces, load_faces
 from vae_train.engine.loader import to_unit
 from vae_train.errors import DataError
 from vae_train.evaluation.restoration import NOISE, draw, psnrs, restore
@@ -121,7 +121,7 @@ def pictures_of(
     Of the source that the model was trained on, these are the held-out ones; of any other source, all.
     """
     faces = load_faces(source, model.image_size, avatars)
-    if faces.sha256 == model.data_sha256:
+    if faces.matches(model.data_sha256):
         return faces, faces.pixels[faces.held_out()], "held out"
     return faces, faces.pixels, "all"
 

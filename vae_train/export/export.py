@@ -45,7 +45,8 @@ from vae_runtime.model import Variant
 from vae_runtime.neighbors import NEIGHBOURS_FILE, Neighbours
 from vae_train.config import CONFIG_FILE as RUN_CONFIG_FILE
 from vae_train.config import TrainConfig
-from vae_train.data.sources import AVATARS, Faces, load_faces
+from vae_train.data.faces import Faces, load_faces
+from vae_train.data.sources import AVATARS
 from vae_train.engine import checkpoint
 from vae_train.engine.checkpoint import Checkpoint
 from vae_train.engine.logger import read_metrics
@@ -191,7 +192,7 @@ def write_graphs(model: VAE, described: dict[str, Any], folder: Path) -> dict[st
 
 def write_learned(model: VAE, config: TrainConfig, saved: Checkpoint, faces: Faces, folder: Path) -> dict[str, str]:
     """Write the prior and the directions into `folder`; return the name of each file by its field of config.json."""
-    if faces.sha256 != saved.state["data"]["sha256"]:
+    if not faces.matches(saved.state["data"]["sha256"]):
         raise UsageError(f"{faces.name}: not the pictures that the run was trained on")
     prior, directions, scores = learn(model, faces, config.flip)
     shown = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())

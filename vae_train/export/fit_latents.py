@@ -22,7 +22,8 @@ from sklearn.mixture import GaussianMixture
 from vae_runtime.directions import Directions
 from vae_runtime.latent import attribute_direction, pca_directions, reparameterize
 from vae_runtime.prior.mixture import Prior
-from vae_train.data.sources import Faces
+from vae_train.data.faces import Faces
+from vae_train.data.labels import Labels
 from vae_train.engine.loader import to_unit
 from vae_train.export.fit_flow import fit_flow
 from vae_train.model.metrics import sliced_wasserstein
@@ -141,7 +142,7 @@ def _fit(points: NDArray[np.floating], count: int, kind: str, floor: float, seed
     return model.weights_[order] / model.weights_.sum(), model.means_[order], model.covariances_[order]
 
 
-def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: dict[str, list[str]]) -> Directions:
+def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: Labels) -> Directions:
     """The principal directions of the codes, and those of attributes: of the labels if there are some, and of colours.
 
     pixels (n, 3, S, S) and the lists of `labels` belong to the rows of `train`. A label's direction goes from the mean
@@ -158,16 +159,16 @@ def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: dict[str, li
     return Directions(tuple(found), np.stack(list(found.values())))
 
 
-def _label_marks(labels: dict[str, list[str]]) -> dict[str, NDArray[np.floating]]:
+def _label_marks(labels: Labels) -> dict[str, NDArray[np.floating]]:
     """Attribute -> 1 for the faces that have it: glasses, beard and hat at all; hair and skin by colour."""
     marks: dict[str, NDArray[np.floating]] = {}
     for attribute in ("glasses", "beard", "hat"):
         if attribute in labels:
-            marks[attribute] = np.array([value != "NONE" for value in labels[attribute]], np.float64)
+            marks[attribute] = np.array([value not in (None, "NONE") for value in labels[attribute]], np.float64)
     for attribute, prefix in (("hair_color", "hair"), ("skin", "skin")):
-        values = np.array(labels.get(attribute, []))
-        for value in sorted(set(values.tolist())):
-            marks[f"{prefix}-{value.lower().replace('_', '-')}"] = (values == value).astype(np.float64)
+        values = labels.get(attribute, [])
+        for value in sorted({value for value in values if value is not None}):
+            marks[f"{prefix}-{value.lower().replace('_', '-')}"] = np.array([each == value for each in values], float)
     return {name: each for name, each in marks.items() if _FEWEST <= each.sum() <= len(each) - _FEWEST}
 
 

@@ -38,7 +38,7 @@ from vae_runtime import model as runtime
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE, VARIANTS, ModelConfig, graph_files
 from vae_runtime.model import Variant
 from vae_runtime.ort.verify import read_verified
-from vae_train.data.sources import Faces
+from vae_train.data.faces import Faces
 from vae_train.errors import UsageError
 from vae_train.export.card_sections import CARD_FILE, write_chapter
 from vae_train.export.export import move_into_place, strip
@@ -111,7 +111,7 @@ def add_variants(folder: Path, faces: Faces, variants: Sequence[Variant], second
     """
     folder = folder.absolute()
     config = ModelConfig.load(folder)
-    if faces.sha256 != config.training_data.sha256:
+    if not faces.matches(config.training_data.sha256):
         raise UsageError(f"{faces.name}: not the pictures that {config.name} was trained on")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         work = Path(temporary) / "export"

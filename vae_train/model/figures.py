@@ -18,7 +18,7 @@ from vae_runtime.images import BACKGROUND, Pixels, image_grid, save_png
 from vae_runtime.latent import interpolate
 from vae_runtime.model import VAE
 from vae_runtime.prior.mixture import sample_prior
-from vae_train.data.sources import Faces
+from vae_train.data.faces import Faces
 
 Encode: TypeAlias = Callable[[Pixels], NDArray[np.float32]]
 """uint8 (n, S, S, 3) -> mu (n, latent_dim)"""

@@ -1,0 +1,169 @@
+"""Decoded pictures on disk: one folder for each content and image size, filled once and memory-mapped ever after."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from vae_runtime.images import Pixels
+from vae_train.data.labels import Labels
+from vae_train.errors import DataError
+
+_FORMAT = 2  # to be raised whenever load_image or fit_square change: cached pixels do not pass them again
+_FILLING = ".filling-"
+_WAIT = 2.0  # seconds of waiting for another process before a message says so
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """N decoded pictures."""
+
+    pixels: NDArray[np.uint8]
+    """(N, 3, S, S), memory-mapped."""
+    keys: NDArray[np.uint8]
+    """(N, 32): SHA-256 of each picture's pixels at its original size."""
+    names: list[str]
+    """N names of pictures within the source."""
+    labels: Labels
+    """Attribute -> N values; empty for sources without labels."""
+    unreadable: list[str]
+    """`name: reason` of each picture that was left out."""
+    skipped: list[str]
+    """`name: reason` of each file that is not a picture."""
+
+
+class Writer:
+    """Takes pictures one by one into the files of a cache entry, so that no set has to fit into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = (folder / "pixels.u8").open("wb")
+        self._keys: list[bytes] = []
+        self.names: list[str] = []
+        self.labels: Labels = {}
+        self.unreadable: list[str] = []
+        self.skipped: list[str] = []
+
+    def add(self, name: str, pixels: Pixels, key: bytes) -> None:
+        """Add one picture (S, S, 3) whose original has the digest `key`."""
+        self._file.write(np.ascontiguousarray(pixels.transpose(2, 0, 1)).tobytes())
+        self._keys.append(key)
+        self.names.append(name)
+
+    def extend(self, names: list[str], pixels: NDArray[np.uint8], keys: NDArray[np.uint8]) -> None:
+        """Add n pictures (n, 3, S, S) with their keys (n, 32)."""
+        for start in range(0, len(pixels), 1024):
+            self._file.write(pixels[start : start + 1024].tobytes())
+        self._keys += [key.tobytes() for key in keys]
+        self.names += names
+
+    def close(self) -> None:
+        """Write what is left; the entry is then complete."""
+        self._file.close()
+        np.save(self._folder / "keys.npy", np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, 32))
+        fields = ("names", "labels", "unreadable", "skipped")
+        meta = {"count": len(self.names)} | {name: getattr(self, name) for name in fields}
+        (self._folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+    def abandon(self) -> None:
+        """Close the file of an entry that will not be kept."""
+        self._file.close()
+
+
+def picture_key(pixels: Pixels) -> bytes:
+    """SHA-256 of the shape and the pixels of a picture (H, W, 3)."""
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
+def cache_folder() -> Path:
+    """Where decoded sources are kept: $ANIME_VAE_CACHE, else anime-vae in the user's cache folder."""
+    if chosen := os.environ.get("ANIME_VAE_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "anime-vae"
+
+
+def cached(digest: str, image_size: int, fill: Callable[[Writer], None]) -> CacheEntry:
+    """The entry of this content and size, filled first if it does not exist.
+
+    Raises DataError if the cache folder cannot be written, and what `fill` raises; nothing is kept then.
+    """
+    folder = cache_folder() / f"{digest[:32]}-{image_size}-v{_FORMAT}"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return _open(folder, image_size)
+    with _lock(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # another process has filled it meanwhile
+            return _open(folder, image_size)
+        shutil.rmtree(folder, ignore_errors=True)
+        # Filled beside its place and renamed: a reader finds a whole entry or none.
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_FILLING}{folder.name}.", dir=folder.parent))
+        try:
+            writer = Writer(temporary)
+            try:
+                fill(writer)
+                writer.close()
+            finally:
+                writer.abandon()
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return _open(folder, image_size)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Fill a cache entry alone: of processes that train together, one decodes and the others wait for it."""
+    lock = FileLock(_lock_path(folder.parent, folder.name))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=_WAIT)
+        except Timeout:
+            print("waiting for another process that is decoding the same pictures ...", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise DataError(
+            f"{folder.parent}: the cache cannot be written ({error.strerror}); set ANIME_VAE_CACHE to another folder"
+        ) from error
+    try:
+        _remove_leftovers(folder.parent)
+        yield
+    finally:
+        lock.release()
+
+
+def _lock_path(cache: Path, entry: str) -> Path:
+    return cache / f".{entry}.lock"
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Remove what killed processes left: entries being filled whose lock nobody holds."""
+    for leftover in cache.glob(f"{_FILLING}*"):
+        lock = FileLock(_lock_path(cache, leftover.name.removeprefix(_FILLING).partition(".")[0]))
+        with contextlib.suppress(OSError, Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _open(folder: Path, image_size: int) -> CacheEntry:
+    """The entry in `folder`; OSError, ValueError or KeyError if it is missing or damaged."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    shape = (meta.pop("count"), 3, image_size, image_size)
+    # "c": writes stay in memory; torch warns of arrays that are read-only.
+    pixels = np.memmap(folder / "pixels.u8", np.uint8, "c", shape=shape)
+    keys = np.load(folder / "keys.npy", allow_pickle=False)
+    counts = {len(keys), len(meta["names"]), *map(len, meta["labels"].values()), len(pixels)}
+    if len(counts) > 1 or (folder / "pixels.u8").stat().st_size != pixels.nbytes:
+        raise ValueError("the files of this cache entry do not belong together")
+    return CacheEntry(pixels, keys, meta["names"], meta["labels"], meta["unreadable"], meta["skipped"])

@@ -1,0 +1,205 @@
+"""Sources of faces become one uint8 array (N, 3, S, S): decoded once, cached on disk, memory-mapped ever after.
+
+Every picture passes the functions that the runtime uses, so that a model sees the same pixels in training and in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from vae_runtime.images import Pixels, fit_square, load_image
+from vae_train.data.cache import CacheEntry, Writer, cached, picture_key
+from vae_train.data.labels import Labels, join_labels
+from vae_train.data.sources import AVATARS, Picture, PictureSource, check_source, open_source
+from vae_train.errors import DataError
+
+HELD_OUT = 0.05
+"""Share of the distinct pictures that is never trained on."""
+MAX_UNREADABLE = 0.01
+"""Share of unreadable pictures up to which a run goes on without them."""
+
+_SHOWN = 20
+_AHEAD = 64
+
+Decoded: TypeAlias = tuple[Pixels, bytes]
+"""(S, S, 3), and the digest of the picture at its original size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faces:
+    """The decoded pictures of one source, or of several."""
+
+    name: str
+    """The source without its folder; of several, joined by " + "."""
+    pixels: NDArray[np.uint8]
+    """(N, 3, S, S), memory-mapped from the cache."""
+    keys: NDArray[np.uint8]
+    """(N, 32): SHA-256 of each picture's pixels at its original size."""
+    names: list[str]
+    """N names of the pictures within their source."""
+    labels: Labels
+    """Attribute -> N values; empty for sources without labels."""
+    sha256: str
+    """Identity of the data: digest of the pictures in their order. File names, paths and packing do not matter."""
+    unreadable: list[str]
+    """`name: reason` of each picture that was left out."""
+    skipped: list[str]
+    """`name: reason` of each file that is not a picture."""
+    legacy_sha256: str | None = None
+    """The identity of an archive in models that were made before digests were independent of its name."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def duplicates(self) -> int:
+        """Pictures whose pixels occur earlier in the set."""
+        return len(self) - len(np.unique(self.keys, axis=0))
+
+    def matches(self, sha256: str) -> bool:
+        """Whether a run or a model with this digest of its training data was trained on these pictures."""
+        return sha256 in (self.sha256, self.legacy_sha256)
+
+    def held_out(self) -> NDArray[np.bool_]:
+        """(N,): True for the held-out pictures: the 5 % of distinct contents whose digests are the smallest.
+
+        The digest alone decides, so copies never straddle the split, and it is the same at every image size.
+        """
+        distinct, inverse = np.unique(self.keys, axis=0, return_inverse=True)
+        count = max(1, round(HELD_OUT * len(distinct)))
+        return np.asarray(inverse.reshape(-1) < count)
+
+
+def load_faces(sources: str | Sequence[str], image_size: int, avatars: int = 8000, seed: int = 0) -> Faces:
+    """Decode one or several sources at `image_size`, or map them from the cache if their content is there already.
+
+    Several sources become one set whose identity and order do not depend on the order in which they are given; a
+    source whose content is given twice counts once. avatars, seed: how many faces `avatars` draws, and which.
+    Raises UsageError for an invalid source, DataError when more than 1 % of the pictures of a source are unreadable.
+    """
+    given = [sources] if isinstance(sources, str) else list(sources)
+    for source in given:
+        check_source(source)
+    parts: dict[str, Faces] = {}
+    for source in given:
+        part = _load(source, image_size, avatars, seed)
+        if part.sha256 in parts:
+            print(f"--data {source}: the same pictures as {parts[part.sha256].name}, used once", file=sys.stderr)
+        parts.setdefault(part.sha256, part)
+    return _union(list(parts.values()), image_size) if len(parts) > 1 else next(iter(parts.values()))
+
+
+def _load(source: str, image_size: int, avatars: int, seed: int) -> Faces:
+    if source == AVATARS:
+        from vae_train.data.avatars import VERSION
+
+        digest = hashlib.sha256(f"avatars {VERSION} {avatars} {seed}".encode()).hexdigest()
+        entry = cached(digest, image_size, lambda writer: _draw_into(writer, avatars, image_size, seed))
+        return _faces(AVATARS, entry, digest)
+    pictures = open_source(source)
+    entry = cached(pictures.digest(), image_size, lambda writer: _decode_into(writer, pictures, image_size))
+    digest = hashlib.sha256(b"pictures" + entry.keys.tobytes()).hexdigest()
+    return _faces(pictures.name, entry, digest, pictures.legacy_digest())
+
+
+def _faces(name: str, entry: CacheEntry, sha256: str, legacy_sha256: str | None = None) -> Faces:
+    return Faces(
+        name=name,
+        pixels=entry.pixels,
+        keys=entry.keys,
+        names=entry.names,
+        labels=entry.labels,
+        sha256=sha256,
+        unreadable=entry.unreadable,
+        skipped=entry.skipped,
+        legacy_sha256=legacy_sha256,
+    )
+
+
+def _union(parts: list[Faces], image_size: int) -> Faces:
+    """Several sources as one, memory-mapped from an entry of its own beside theirs."""
+    ordered = sorted(parts, key=lambda part: part.sha256)
+    digest = hashlib.sha256("".join(["union", *(part.sha256 for part in ordered)]).encode()).hexdigest()
+
+    def fill(writer: Writer) -> None:
+        for part in ordered:
+            writer.extend(part.names, part.pixels, part.keys)
+
+    entry = cached(digest, image_size, fill)
+    return Faces(
+        name=" + ".join(part.name for part in parts),
+        pixels=entry.pixels,
+        keys=entry.keys,
+        names=entry.names,
+        labels=join_labels([(part.labels, len(part)) for part in ordered]),
+        sha256=digest,
+        unreadable=[f"{part.name}/{line}" for part in ordered for line in part.unreadable],
+        skipped=[f"{part.name}/{line}" for part in ordered for line in part.skipped],
+    )
+
+
+def _decode_into(writer: Writer, pictures: PictureSource, image_size: int) -> None:
+    def decode(data: bytes) -> Decoded:
+        picture = load_image(data)
+        return fit_square(picture, image_size), picture_key(picture)
+
+    name = pictures.name
+    total = None if pictures.archives else len(pictures.files)
+    with ThreadPoolExecutor() as pool, tqdm(total=total, desc=f"decoding {name}", unit="img") as bar:
+        for picture, task in _in_order(pool, decode, pictures):
+            try:
+                pixels, key = task.result()
+            # Beside ImageError: what disks and archives say of a member, in the classes of zlib and lzma too.
+            except Exception as error:
+                reason = str(error).removeprefix("bytes: ") or type(error).__name__
+                writer.unreadable.append(f"{picture}: {reason}")
+            else:
+                writer.add(picture, pixels, key)
+            bar.update()
+    writer.skipped += pictures.skipped
+    found = len(writer.names) + len(writer.unreadable)
+    if found == 0:
+        raise DataError(f"{name}: no pictures in it ({len(writer.skipped)} other files)")
+    if len(writer.unreadable) > MAX_UNREADABLE * found:
+        raise DataError(
+            f"{name}: {len(writer.unreadable)} of {found} pictures cannot be read, more than {MAX_UNREADABLE:.0%}; "
+            f"repair or remove them: {'; '.join(writer.unreadable[:_SHOWN])}"
+            + (f"; and {len(writer.unreadable) - _SHOWN} more" if len(writer.unreadable) > _SHOWN else "")
+        )
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, decode: Callable[[bytes], Decoded], pictures: Iterable[Picture]
+) -> Iterator[tuple[str, Future[Decoded]]]:
+    """Each picture in its order, a few dozen decoded ahead; the future raises what reading or decoding raised."""
+    waiting: deque[tuple[str, Future[Decoded]]] = deque()
+    for name, read in pictures:
+        try:
+            task = pool.submit(decode, read())
+        except Exception as error:
+            task = Future()
+            task.set_exception(error)
+        waiting.append((name, task))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _draw_into(writer: Writer, count: int, image_size: int, seed: int) -> None:
+    from vae_train.data.avatars import draw_many
+
+    faces = tqdm(draw_many(count, image_size, seed), total=count, desc="drawing avatars", unit="img")
+    for index, (pixels, attributes) in enumerate(faces):
+        writer.add(str(index), pixels, picture_key(pixels))
+        for attribute, value in attributes.items():
+            writer.labels.setdefault(attribute, []).append(value)
