@@ -24,7 +24,8 @@ from benchmarks.reference import flop, parse
 from benchmarks.runtimes import GraphFile, Local, Run, first_line
 from vae_runtime.config import graph_files
 from vae_runtime.errors import RuntimeMissingError
-from vae_runtime.model import VAE, to_unit
+from vae_runtime.images import to_unit
+from vae_runtime.model import VAE
 
 BATCHES = (1, 8, 64, 256)
 OURS = "vae_runtime"

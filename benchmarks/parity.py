@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from benchmarks.reference import Parsed, evaluate, parse
 from benchmarks.runtimes import FLOAT32, Answer, GraphFile, Peer, first_line
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE
-from vae_runtime.model import VAE, to_pixels, to_unit
+from vae_runtime.images import to_pixels, to_unit
+from vae_runtime.model import VAE
 
 BATCHES = (1, 2, 5, 33)
 SEED = 2026

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from vae_runtime.cli.arguments import Parser, add_device, integer, number, run
 from vae_runtime.config import CONFIG_FILE
-from vae_runtime.model import VAE, bundled_model
+from vae_runtime.hub import bundled_model
+from vae_runtime.model import VAE
 
 
 def shipped() -> list[str]:

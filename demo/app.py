@@ -40,7 +40,9 @@ from demo.evolution import Lineage
 from demo.rate_limit import RateLimit
 from demo.service import FPS, MAX_FACES, MAX_SEED, NAMED, STEPS, STRENGTH, STRONG, Studio, psnr, whole
 from vae_runtime import VAE, InputError, VAEError
-from vae_runtime.images import Pixels, fit_square, save_animation
+from vae_runtime.config import PRIOR_FILE
+from vae_runtime.figures import save_animation
+from vae_runtime.images import Pixels, fit_square
 
 Slot: TypeAlias = Pixels | None
 """A picture that may be missing."""
@@ -232,7 +234,9 @@ def generation(line: Lineage) -> str:
 def about(studio: Studio) -> str:
     """The model's card and what runs it, as Markdown."""
     vae, config = studio.vae, studio.vae.config
-    prior = vae.prior.kind if config.prior is None else f"{vae.prior.kind}, fitted to the codes of those faces"
+    prior = (
+        vae.prior.kind if PRIOR_FILE not in config.files else f"{vae.prior.kind}, fitted to the codes of those faces"
+    )
     names = ", ".join(slider.label.lower() for slider in studio.named) or "none; the sliders were measured"
     rows = {
         "model": f"`{config.name}`, preset `{config.preset}`, id `{config.model_id}`",
@@ -343,7 +347,7 @@ def _sample_tab(page: Page) -> tuple[FaceGrid, list[Any], list[gr.Button]]:
                 elem_id="sample-temperature",
             )
             seed = gr.Number(FIRST_SEED, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", elem_id="sample-seed")
-            fitted = page.first.vae.config.prior is not None
+            fitted = PRIOR_FILE in page.first.vae.config.files
             prior = gr.Radio(PRIORS, value="model", label="Prior", visible=fitted, elem_id="sample-prior")
             link = gr.Button("Copy a link to these faces", size="sm", elem_id="copy-link")
     settings = [page.model, faces, seed, temperature, prior]
@@ -661,7 +665,7 @@ def _wire_model(
         answers, studio = page.answers, page.answers.studio(model)
         updates = [gr.Slider(label=label, visible=visible, value=0) for label, visible in slider_labels(studio)]
         drawn = answers.sample(model, faces, seed, temperature, prior)
-        shown = gr.Radio(visible=studio.vae.config.prior is not None)
+        shown = gr.Radio(visible=PRIOR_FILE in studio.vae.config.files)
         can = studio.can_invert
         painting = [gr.Row(visible=can), gr.Markdown(no_inverse(studio), visible=not can), answers.prepare(model, face)]
         return [drawn, answers.evolve(model, line), about(studio), shown, *painting, *updates]

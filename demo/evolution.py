@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime import InputError
-from vae_runtime.prior.mixture import Prior
+from vae_runtime.prior import Prior
 
 SIZE = 16
 """Faces of a generation."""
@@ -64,7 +64,7 @@ def replay(prior: Prior, lineage: Lineage) -> NDArray[np.float32]:
     """
     rng = np.random.default_rng(lineage.seed)
     codes = prior.sample(SIZE, rng)
-    mean = prior.centre
+    mean = prior.center
     for picks, mutation in lineage.steps:
         pairs = rng.choice(picks, (2, SIZE))
         children = np.where(rng.random((SIZE, prior.latent_dim)) < 0.5, codes[pairs[0]], codes[pairs[1]])

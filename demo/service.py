@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from demo.evolution import Lineage, replay
 from vae_runtime import VAE, InputError, kl_divergence
-from vae_runtime.images import Pixels
-from vae_runtime.latent import Array, Method, analogy, grid, path
-from vae_runtime.model import Images
+from vae_runtime.checks import Array
+from vae_runtime.images import Images, Pixels
+from vae_runtime.latent import Method, analogy, grid, path
 
 MAX_SEED = 2**31 - 1
 MAX_FACES = 64

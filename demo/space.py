@@ -22,11 +22,10 @@ from demo.__main__ import shipped
 from demo.service import Studio
 from vae_runtime import VAE, InputError
 from vae_runtime.cli.arguments import Parser, run
-from vae_runtime.config import DECODER_FILE, ENCODER_FILE
+from vae_runtime.config import DECODER_FILE, ENCODER_FILE, GOLDEN_FILE
 from vae_runtime.errors import HubError
-from vae_runtime.golden import GOLDEN_FILE, Golden
-from vae_runtime.hub import HUB_PREFIX, parse_address
-from vae_runtime.model import resolve
+from vae_runtime.golden import Golden
+from vae_runtime.hub import HUB_PREFIX, parse_address, resolve
 from vae_runtime.prior.flow import ARRAYS, Flow
 
 # The page's engine, from npm: the version and the digest that npm's registry gives for it.
@@ -198,7 +197,7 @@ def _begin(out: Path, folders: Sequence[Path]) -> None:
         raise InputError(f"{out}: not an empty folder; give a new one, nothing is overwritten")
     out.mkdir(parents=True, exist_ok=True)
     with VAE.load(folders[0], device="cpu") as vae:
-        from vae_runtime.images import image_grid, save_png
+        from vae_runtime import image_grid, save_png
 
         save_png(image_grid(vae.sample(24, rng=7), 6, scale=max(1, 96 // vae.image_size)), out / "thumbnail.png")
 

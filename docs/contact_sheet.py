@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vae_runtime import VAE
-from vae_runtime.images import BACKGROUND, image_grid, save_png
+from vae_runtime.figures import image_grid, save_png
+from vae_runtime.images import BACKGROUND
 from vae_runtime.latent import interpolate
 from vae_train.data.avatars import draw_many
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vae_runtime.config import VARIANTS, ModelConfig, graph_files
-from vae_runtime.model import bundled_model
+from vae_runtime.hub import bundled_model
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {"vae_runtime": 0, "vae_train": 1, "demo": 2}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_runtime.images import save_animation
+from vae_runtime import save_animation
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

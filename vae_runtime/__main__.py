@@ -33,20 +33,21 @@ from vae_runtime.cli.arguments import (
     progress,
     run,
 )
-from vae_runtime.config import CONFIG_FILE, VARIANTS, ModelConfig, graph_files
+from vae_runtime.config import CARD_FILE, CONFIG_FILE, PRIOR_FILE, VARIANTS, ModelConfig, graph_files
 from vae_runtime.directions import Directions
 from vae_runtime.errors import DeviceWarning, ImageError, InputError, ModelFileError, VAEError
+from vae_runtime.figures import ANIMATIONS, image_grid, save_animation, save_png
 from vae_runtime.golden import Golden
-from vae_runtime.hub import push
-from vae_runtime.images import ANIMATIONS, Pixels, image_grid, load_image, save_animation, save_png
+from vae_runtime.hub import push, resolve
+from vae_runtime.images import Pixels, load_image
 from vae_runtime.inversion import MAX_STEPS
-from vae_runtime.model import VAE, resolve
+from vae_runtime.model import VAE
 from vae_runtime.ort.devices import usable_cores
 from vae_runtime.ort.graph import MAX_BATCH
 from vae_runtime.ort.verify import read_verified
-from vae_runtime.prior.mixture import Prior
-from vae_runtime.stream import CodesFile, ahead, batches, find_images
-from vae_train.export.card_sections import CARD_FILE, write_chapter
+from vae_runtime.prior import Prior
+from vae_runtime.stream import CodesFile, batches, find_images, prefetch
+from vae_train.export.card_sections import write_chapter
 
 _SECONDS = 2.0
 _HIDDEN = np.uint8(128)  # the grey of what is to be painted
@@ -270,7 +271,7 @@ def _describe(vae: VAE) -> dict[str, str]:
         "model": f"{config.name} ({config.preset}), id {config.model_id}",
         "pictures": f"{config.image_size} x {config.image_size} RGB, latent_dim {config.latent_dim}",
         "variant": f"{vae.variant or 'float32'}, of float32{', '.join(['', *found])}",
-        "prior": f"{vae.prior.kind}, fitted" if config.prior else vae.prior.kind,
+        "prior": f"{vae.prior.kind}, fitted" if PRIOR_FILE in config.files else vae.prior.kind,
         "directions": ", ".join(vae.directions.names) if vae.directions else "none named",
         "trained on": f"{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}",
         **{metric: f"{figure:.4g}" for metric, figure in config.metrics.items()},
@@ -371,7 +372,7 @@ def encode_images(arguments: argparse.Namespace) -> None:
     with CodesFile(arguments.output, vae.latent_dim, arguments.resume) as codes:
         done = codes.done()
         names = (str(path) for path in find_images(arguments.images) if str(path) not in done)
-        parts = ahead(_read(vae, part, unreadable) for part in batches(names, arguments.batch))
+        parts = prefetch(_read(vae, part, unreadable) for part in batches(names, arguments.batch))
         for part in progress(parts, "encode"):
             if part:
                 codes.append([name for name, _ in part], vae.encode(np.stack([face for _, face in part]))[0])

@@ -1,7 +1,7 @@
-"""`config.json`, the contract between the trainer and the player, as a frozen dataclass.
+"""`config.json`, the contract between trainer and runtime, as a frozen dataclass; and the file names of a model.
 
-The reader is strict, because a model folder may come from anywhere: unknown, missing or doubled keys,
-NaN, `true` for 1, and files above 64 kB are refused with one sentence that names the key.
+The reader is strict because a model folder may come from anywhere: missing or repeated keys, NaN, `true` for 1, and
+files above 64 kB are refused with an error that names the key. Additional keys of the same format version are ignored.
 """
 
 from __future__ import annotations
@@ -10,28 +10,37 @@ import dataclasses
 import json
 import math
 import re
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from vae_runtime.errors import ConfigError, ModelFileError
+from vae_runtime.files import write_atomically
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+# The files below are named in `ModelConfig.files`, each with its digest; a model without one of them has no such entry.
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
 INVERSE_FILE = "inverse.onnx"
+PRIOR_FILE = "prior.npz"
+DIRECTIONS_FILE = "directions.npz"
+NEIGHBORS_FILE = "neighbours.npz"
+GOLDEN_FILE = "golden.json"
+
 LIKELIHOODS = ("mse", "gaussian")
-VARIANTS = ("fp16", "int8")
+Variant: TypeAlias = Literal["fp16", "int8"]
+VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
 """Smaller graphs that an export may have beside those in float32; see `graph_files`."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What a model and the files beside it may be called: never a path."""
+"""Valid names of a model and of the files beside it: never a path."""
 
-_OPTIONAL = {"directions"}  # keys that came after the first files of this format: absent means null
+# Keys of early files of this format that named a file; the name is fixed since, and `files` says whether it is there.
+_FORMER_KEYS = {"prior": PRIOR_FILE, "directions": DIRECTIONS_FILE}
 _MAX_BYTES = 64 * 1024
 _MAX_DIGITS = 18
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -89,16 +98,11 @@ class ModelConfig:
     model_id: str
     """The same text in both graphs: it ties the encoder to its decoder."""
     files: Mapping[str, str]
-    """SHA-256 of each file beside this one, by file name. A variant is available if both its graphs are named here, and
-    inverse.onnx if it is; a copy of the model may leave such files out, as long as they are not opened."""
-    prior: str | None = None
-    """File of the fitted prior, one of `files`; null means N(0, I)."""
-    directions: str | None = None
-    """File of named directions in latent space, one of `files`; the key may be absent."""
+    """SHA-256 of each file beside this one, by file name. What is named here, the model has: prior.npz, directions.npz,
+    inverse.onnx, or the two graphs of a variant. A copy of the model may lack graphs that are not opened."""
 
     def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
-            _refuse("format_version", f"{self.format_version}", f"{FORMAT_VERSION}; install a vae_runtime that fits")
+        _check_version(self.format_version)
         _check(NAME.fullmatch(self.name) is not None, "name", self.name, "letters, digits, '.', '_', '-', at most 64")
         _check(8 <= self.image_size <= 1024, "image_size", self.image_size, "8 to 1024")
         _check(self.channels == 3, "channels", self.channels, "3")
@@ -109,8 +113,8 @@ class ModelConfig:
         _check(math.isfinite(self.beta) and self.beta >= 0, "beta", self.beta, "a finite number >= 0")
         _check(math.isfinite(self.sigma) and self.sigma > 0, "sigma", self.sigma, "a finite number > 0")
         _check(self.training_data.count >= 0, "training_data.count", self.training_data.count, ">= 0")
-        _check(bool(self.model_id), "model_id", self.model_id, "a text that is not empty")
-        for name in (ENCODER_FILE, DECODER_FILE, *filter(None, (self.prior, self.directions))):
+        _check(bool(self.model_id), "model_id", self.model_id, "a non-empty text")
+        for name in (ENCODER_FILE, DECODER_FILE):
             _check(name in self.files, "files", sorted(self.files), f"an entry for {name}")
         for name, digest in self.files.items():
             _check(NAME.fullmatch(name) is not None, "files", name, "plain file names")
@@ -118,28 +122,31 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain builtins, in the order of the fields."""
-        fields = dataclasses.asdict(self)
-        return {key: value for key, value in fields.items() if value is not None or key not in _OPTIONAL}
+        return dataclasses.asdict(self)
 
     def to_json(self) -> str:
         """The text of config.json; the same config gives the same text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write `config.json` into `folder` and return its path."""
-        path = Path(folder) / CONFIG_FILE
-        path.write_text(self.to_json(), encoding="utf-8")
-        return path
+        """Write `config.json` into `folder`, all or nothing, and return its path."""
+        return write_atomically(Path(folder) / CONFIG_FILE, self.to_json())
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Parse the text of a config.json; `ConfigError` names the first key that does not fit."""
-        decoded: ModelConfig = _decode(cls, _parse(text), "")
+        """Parse the text of a config.json; `ConfigError` names the first invalid key."""
+        fields = _parse(text)
+        if isinstance(fields, dict):  # the version first: of another one, the keys may be others
+            _check_version(_decode(int, fields.get("format_version"), "format_version"))
+            for key, file in _FORMER_KEYS.items():
+                _check(fields.get(key) in (None, file), key, fields.get(key), file)
+                _check(fields.get(key) is None or file in fields.get("files", ()), "files", "no entry", f"{file}")
+        decoded: ModelConfig = _decode(cls, fields, "")
         return decoded
 
     @classmethod
     def load(cls, folder: str | Path) -> ModelConfig:
-        """Read `folder/config.json`; `ModelFileError` if it cannot be read, `ConfigError` if it does not fit."""
+        """Read `folder/config.json`; `ModelFileError` if it cannot be read, `ConfigError` if it is invalid."""
         path = Path(folder) / CONFIG_FILE
         try:
             with path.open("rb") as file:
@@ -149,7 +156,7 @@ class ModelConfig:
                 f"{path}: cannot be read ({error.strerror}); give a folder that holds an exported model"
             ) from error
         if len(data) > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which no config.json of ours is")
+            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, not a config.json of this project")
         try:
             return cls.from_json(data.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -168,6 +175,12 @@ def _refuse(key: str, got: object, expected: str) -> NoReturn:
 def _check(holds: bool, key: str, got: object, expected: str) -> None:
     if not holds:
         _refuse(key, got, expected)
+
+
+def _check_version(version: int) -> None:
+    if version > FORMAT_VERSION:
+        _refuse("format_version", version, f"at most {FORMAT_VERSION}; update anime-vae to read this model")
+    _check(version == FORMAT_VERSION, "format_version", version, str(FORMAT_VERSION))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -192,7 +205,7 @@ def _parse(text: str) -> Any:
     except ConfigError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not JSON that we write ({str(error)[:80]})") from error
+        raise ConfigError(f"invalid JSON ({str(error)[:80]})") from error
 
 
 def _decode(kind: Any, value: Any, key: str) -> Any:
@@ -200,8 +213,6 @@ def _decode(kind: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _decode_object(kind, value, key)
-    if origin is types.UnionType:
-        return None if value is None else _decode(arguments[0], value, key)
     if origin is tuple:
         _check(isinstance(value, list) and len(value) == len(arguments), key, value, f"{len(arguments)} values")
         return tuple(_decode(item, part, key) for item, part in zip(arguments, value, strict=True))
@@ -218,9 +229,8 @@ def _decode(kind: Any, value: Any, key: str) -> Any:
 def _decode_object(kind: type, value: Any, key: str) -> Any:
     _check(isinstance(value, dict), key, value, "an object")
     hints = typing.get_type_hints(kind)
-    names = {item.name for item in dataclasses.fields(kind)}
-    _check(not value.keys() - names, key, f"unknown {sorted(value.keys() - names)}", "only known keys")
-    missing = names - value.keys() - _OPTIONAL
-    _check(not missing, key, f"nothing for {sorted(missing)}", "every key")
+    names = [item.name for item in dataclasses.fields(kind)]
+    missing = sorted(set(names) - value.keys())
+    _check(not missing, key, f"no {', '.join(missing)}", "every key")
     prefix = f"{key}." if key else ""
-    return kind(**{name: _decode(hints[name], part, prefix + name) for name, part in value.items()})
+    return kind(**{name: _decode(hints[name], value[name], prefix + name) for name in names})

@@ -1,4 +1,4 @@
-"""Named directions in latent space, beside the graphs: along one of them a face smiles, turns, or changes its hair."""
+"""Named vectors in latent space: directions to edit along (smile, hair), and the codes of known faces (neighbors)."""
 
 from __future__ import annotations
 
@@ -64,3 +64,33 @@ class Directions:
         """As `load`, from the bytes of the file. name: for messages."""
         arrays = parse_arrays(data, name, {"names": ("U", 1), "vectors": ("f", 2)})
         return cls(tuple(arrays["names"].tolist()), arrays["vectors"])
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """Known faces, by name."""
+
+    names: tuple[str, ...]
+    """What each is called, "avatars/0/17"."""
+    codes: NDArray[np.float32]
+    """mu of each: (n, latent_dim)"""
+
+    def __post_init__(self) -> None:
+        codes = np.ascontiguousarray(self.codes, np.float32)
+        codes.setflags(write=False)
+        object.__setattr__(self, "codes", codes)
+        object.__setattr__(self, "names", tuple(str(name) for name in self.names))
+        if codes.ndim != 2 or len(codes) != len(self.names) or not len(codes):
+            raise InputError(f"neighbors: {len(self.names)} names and codes {codes.shape}, expected n >= 1 of both")
+        if not np.isfinite(codes).all():
+            raise InputError("neighbors: a code is not finite; encode the faces again")
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a .npz without pickle; the same faces give the same bytes."""
+        return save_arrays(path, {"names": np.array(self.names), "codes": self.codes})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Neighbors:
+        """From the bytes of what `save` wrote; ModelFileError for anything else. name: for messages."""
+        arrays = parse_arrays(data, name, {"names": ("U", 1), "codes": ("f", 2)})
+        return cls(tuple(arrays["names"].tolist()), arrays["codes"])

@@ -1,14 +1,12 @@
-"""Golden vectors: codes and pictures, each with what the graphs make of it, for every front end to check itself by.
+"""Golden vectors: codes and pictures with the outputs of both graphs for them, to verify a device or a runtime.
 
-Export writes them beside the graphs as `golden.json`, one of the `files` of config.json. Python compares itself with
-them (`python -m vae_runtime check`), and so does the page in the browser. Plain JSON: each array is the base64url of
-its little-endian bytes, with their SHA-256.
+Export writes them beside the graphs as golden.json. `python -m vae_runtime check` compares this device with them, and
+so does the page in the browser. Plain JSON: each array is the base64url of its little-endian bytes, with a SHA-256.
 """
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,24 +15,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_runtime.config import ModelConfig
+from vae_runtime.config import GOLDEN_FILE, ModelConfig
 from vae_runtime.errors import ModelFileError
 from vae_runtime.images import Pixels
 from vae_runtime.model import VAE
 from vae_runtime.ort.verify import read_verified
-from vae_runtime.prior.mixture import Codes
+from vae_runtime.prior import Codes
 
-GOLDEN_FILE = "golden.json"
-COUNT = 4
-SEED = 2026
 PIXEL_TOLERANCE = 1
-"""Largest difference of a pixel, of 255, between two machines that both run the graphs right: a half rounded twice."""
+"""Largest accepted difference of a pixel, of 255: a value near a half may be rounded either way."""
 CODE_TOLERANCE = 1e-3
-"""Largest difference of a number of mu or logvar."""
+"""Largest accepted difference of an element of mu or logvar."""
 
 
 class Difference(NamedTuple):
-    """How far a front end is from the vectors, at most."""
+    """Largest differences from the golden vectors."""
 
     pixels: int
     """Of 255."""
@@ -61,34 +56,18 @@ class Golden:
     logvar: Codes
     """Of encode(image), (n, latent_dim)."""
 
-    @classmethod
-    def make(cls, vae: VAE) -> Golden:
-        """The vectors of a model; on one machine, the same model gives the same bits."""
-        z = vae.prior.sample(COUNT, SEED)
-        image = vae.decode(z)
-        return cls(vae.config.model_id, z, image, *vae.encode(image))
-
     def check(self, vae: VAE) -> Difference:
-        """How far this model, on its device, is from the vectors."""
+        """The largest differences of this model, on its device, from the vectors."""
         mu, logvar = vae.encode(self.image)
         pixels = np.abs(vae.decode(self.z).astype(int) - self.image).max()
         return Difference(int(pixels), float(max(np.abs(mu - self.mu).max(), np.abs(logvar - self.logvar).max())))
 
-    def to_json(self) -> str:
-        """The text of golden.json."""
-        arrays = {name: getattr(self, name).tobytes() for name in ("z", "image", "mu", "logvar")}
-        fields: dict[str, Any] = {"model_id": self.model_id}
-        # base64url, for its letters never look like a path, and of those none may be in a file that is published.
-        fields |= {name: base64.urlsafe_b64encode(data).decode() for name, data in arrays.items()}
-        fields["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in arrays.items()}
-        return json.dumps(fields, indent=1) + "\n"
-
     @classmethod
     def load(cls, folder: Path) -> Golden:
-        """The vectors beside the graphs in `folder`; ModelFileError where there are none, or none that fit."""
+        """The vectors beside the graphs in `folder`; ModelFileError if missing or damaged."""
         config, path = ModelConfig.load(folder), folder / GOLDEN_FILE
         if GOLDEN_FILE not in config.files:
-            raise ModelFileError(f"{folder}: no {GOLDEN_FILE} in it; export again, or call vae_runtime.golden.write")
+            raise ModelFileError(f"{folder}: no {GOLDEN_FILE} in it, which this needs; export the model again")
         size, code = config.image_size, ("<f4", (config.latent_dim,))
         kinds = {"z": code, "image": ("|u1", (size, size, 3)), "mu": code, "logvar": code}
         try:
@@ -98,20 +77,6 @@ class Golden:
             return cls(config.model_id, **{name: _array(fields, name, *kinds[name]) for name in kinds})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelFileError(f"{path}: not the golden vectors of this model ({str(error)[:80]})") from error
-
-
-def write(folder: Path) -> ModelConfig:
-    """Make the vectors of the model in `folder`, on the CPU, and name them in its config.json, which is returned.
-
-    No other file is touched.
-    """
-    with VAE.load(folder, device="cpu", threads=1) as vae:
-        data = Golden.make(vae).to_json().encode()
-        (folder / GOLDEN_FILE).write_bytes(data)
-        files = {**vae.config.files, GOLDEN_FILE: hashlib.sha256(data).hexdigest()}
-        config = dataclasses.replace(vae.config, files=files)
-    config.save(folder)
-    return config
 
 
 def _array(fields: dict[str, Any], name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

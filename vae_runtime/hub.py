@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vae_runtime.errors import HubError, InputError, RuntimeMissingError
+from vae_runtime.config import DECODER_FILE, ENCODER_FILE, INVERSE_FILE, Variant, graph_files
+from vae_runtime.errors import HubError, InputError, InputTypeError, ModelFileError, RuntimeMissingError
 
 HUB_PREFIX = "hf:"
+
+DEFAULT_MODEL = "anime-64"
+"""Name of the bundled model, which `VAE.load()` opens."""
 
 _ADDRESS = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 
@@ -55,6 +60,33 @@ def push(folder: Path, address: str, files: Sequence[str], private: bool = False
         return str(done.commit_url)
     except Exception as error:
         raise HubError(f"{address}: cannot be written ({_reason(error)})") from error
+
+
+def resolve(model: str | os.PathLike[str] | None, variant: Variant | None = None) -> Path:
+    """The folder of a model: the bundled one for None, a folder, or a download of "hf:owner/name[@revision]".
+
+    variant: of a download, the graphs to fetch.
+    """
+    if model is None:
+        return bundled_model()
+    if not isinstance(model, (str, os.PathLike)):
+        raise InputTypeError(f"model: got {type(model).__name__}, expected a folder, 'hf:owner/name' or None")
+    if str(model).startswith(HUB_PREFIX):
+        return download(str(model), kind="model", patterns=["*.json", *graph_files(variant), INVERSE_FILE, "*.npz"])
+    folder = Path(model)
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise ModelFileError(f"{folder}: {what}, expected one with config.json, {ENCODER_FILE} and {DECODER_FILE}")
+    return folder
+
+
+def bundled_model() -> Path:
+    """The folder of the default model: inside the installed package, or `exported/` in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "exported" / DEFAULT_MODEL, package.parent / "exported" / DEFAULT_MODEL):
+        if folder.is_dir():
+            return folder
+    raise ModelFileError(f"the bundled model {DEFAULT_MODEL} is not in this installation; install anime-vae again")
 
 
 def _client(address: str) -> Any:

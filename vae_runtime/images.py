@@ -8,12 +8,9 @@ transparency is blended on `BACKGROUND`, 16-bit grey is scaled to 8 bits, and of
 from __future__ import annotations
 
 import io
-import math
 import os
 import stat
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -26,19 +23,17 @@ from vae_runtime.errors import (
     ImageNotFoundError,
     ImagePermissionError,
     ImageTypeError,
-    InputError,
-    RuntimeMissingError,
+    InputTypeError,
 )
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Pixels
+Images: TypeAlias = ImageSource | Iterable[ImageSource]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What Pillow may open, by content; everything else is refused whatever its name says."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 """How the names of pictures end, when a folder is searched for them."""
-ANIMATIONS = (".gif", ".webp", ".webm")
-"""What an animation may be, by the ending of its name."""
 BACKGROUND = (255, 255, 255)
 """The colour that transparent pixels are blended on."""
 MAX_BYTES = 64 * 2**20
@@ -195,87 +190,45 @@ def _from_array(array: NDArray[np.generic]) -> Pixels:
     return _convert(Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels), "image")
 
 
-def image_grid(images: Pixels, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> Pixels:
-    """Pictures (n, H, W, 3), n >= 1, as one sheet in reading order on `BACKGROUND`, uint8 (height, width, 3).
-
-    columns: pictures a row (the nearest to a square if not given). scale: each pixel becomes scale x scale, so that
-    small faces stay sharp on a screen. gap: pixels between pictures, after scaling.
-    """
-    if images.ndim != 4 or len(images) == 0 or images.dtype != np.uint8:
-        raise InputError(f"images: got {images.dtype} {images.shape}, expected uint8 (n, height, width, 3) with n >= 1")
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = large.shape[1] + gap, large.shape[2] + gap
-    sheet = np.empty((rows * height - gap, columns * width - gap, 3), np.uint8)
-    sheet[:] = BACKGROUND
-    for index, picture in enumerate(large):
-        top, left = index // columns * height, index % columns * width
-        sheet[top : top + height - gap, left : left + width - gap] = picture
-    return sheet
+def each_image(images: Images) -> Iterable[ImageSource]:
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return iter(images)
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise InputTypeError(f"images: got {type(images).__name__}, expected a picture or an iterable of pictures")
+    return images
 
 
-def save_png(image: Pixels, path: str | os.PathLike[str]) -> Path:
-    """Write one RGB picture (H, W, 3) as a lossless PNG and return its path."""
-    return _replace(path, _encode(Image.fromarray(image), "PNG"))
-
-
-def save_animation(frames: Sequence[Pixels] | Pixels, path: str | os.PathLike[str], fps: float = 12.0) -> Path:
-    """Write frames (n, H, W, 3), n >= 1, as an endless GIF, a lossless WebP or a WebM, by the ending of `path`.
-
-    fps: frames a second, 0.1 to 100. A WebM (VP9, lossy, no sound) needs OpenCV. Returns the path.
-    """
-    kind = Path(path).suffix.lower()
-    if kind not in ANIMATIONS:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(ANIMATIONS)}")
-    if len(frames) == 0:
-        raise InputError(f"{path}: got no frames, expected at least one")
-    if not 0.1 <= fps <= 100:
-        raise InputError(f"fps: got {fps}, expected 0.1 to 100")
-    if kind == ".webm":
-        return _save_webm(frames, Path(path), fps)
-    pictures = [Image.fromarray(frame) for frame in frames]
-    return _replace(path, _encode(pictures[0], {".gif": "GIF", ".webp": "WEBP"}[kind], pictures[1:], round(1000 / fps)))
-
-
-def _save_webm(frames: Sequence[Pixels] | Pixels, path: Path, fps: float) -> Path:
+def load_at(source: ImageSource, index: int) -> Pixels:
     try:
-        import cv2
-    except ImportError as error:
-        raise RuntimeMissingError(f"{path}: a WebM needs OpenCV; pip install opencv-python-headless") from error
-    height, width = (side + side % 2 for side in frames[0].shape[:2])  # VP9 halves its colours: even sides only
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / "video.webm"
-        code = cv2.VideoWriter.fourcc(*"VP90")
-        writer = cv2.VideoWriter(str(temporary), cv2.CAP_FFMPEG, code, fps, (width, height))
-        if not writer.isOpened():
-            raise RuntimeMissingError(f"{path}: this OpenCV cannot write VP9; take .webp, or another OpenCV")
-        for frame in frames:
-            edges = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
-            writer.write(np.ascontiguousarray(np.pad(frame, edges, "edge")[..., ::-1]))
-        writer.release()
-        temporary.replace(path)
-    return path
+        return load_image(source)
+    except ImageError as error:
+        error.args = (f"images[{index}]: {error.args[-1]}",)
+        raise
 
 
-def _encode(image: Image.Image, kind: str, rest: Sequence[Image.Image] = (), duration: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    if kind == "PNG":
-        image.save(buffer, "PNG", optimize=True)
-    elif kind == "GIF":
-        image.save(buffer, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
-    else:
-        image.save(buffer, kind, save_all=True, append_images=rest, duration=duration, loop=0, lossless=True)
-    return buffer.getvalue()
+def prepare(images: Images, size: int) -> Pixels:
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (size, size, 3):
+        return images
+    return stack([fit_square(load_at(source, index), size) for index, source in enumerate(each_image(images))], size)
 
 
-def _replace(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write under a temporary name first: a viewer of a figure that is being refreshed never sees half of it."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+def stack(pictures: Sequence[Pixels], size: int) -> Pixels:
+    return np.stack(pictures) if pictures else np.empty((0, size, size, 3), np.uint8)
+
+
+def to_unit(pixels: Pixels) -> NDArray[np.float32]:
+    """uint8 (n, S, S, 3) -> float32 (n, 3, S, S) in [0, 1]"""
+    # Turned while they are bytes: a strided array of floats would be copied once more on its way into the graph.
+    return np.divide(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), np.float32(255), dtype=np.float32)
+
+
+def to_pixels(pictures: NDArray[np.float32]) -> Pixels:
+    """float32 (n, 3, S, S) in [0, 1] -> uint8 (n, S, S, 3)"""
+    scaled = np.clip(pictures, 0, 1)
+    scaled *= np.float32(255)
+    np.rint(scaled, out=scaled)
+    pixels = np.empty((len(scaled), *scaled.shape[2:], scaled.shape[1]), np.uint8)
+    np.copyto(pixels, scaled.transpose(0, 2, 3, 1), casting="unsafe")
+    return pixels

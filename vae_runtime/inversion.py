@@ -1,35 +1,79 @@
-"""From pictures to codes the other way round: not by the encoder's one guess, but by descent on what the decoder draws.
+"""From pictures to codes by optimization: the most probable code of what is known of a picture.
 
-A picture may be known in part, or through noise: z is then the most probable code of what is known, argmax p(x|z) p(z)
-with p(x|z) = N(decode(z), variance I) over the known pixels, and p(z) the model's prior. inverse.onnx gives the squared
-error and its gradient; the rest is NumPy. See `VAE.invert`, `VAE.inpaint` and `VAE.upscale`.
+Where the encoder makes one guess, these functions descend on -log p(x|z) - log p(z), with p(x|z) =
+N(decode(z), variance I) over the known pixels and p(z) the model's prior. inverse.onnx gives the squared error and its
+gradient with respect to z; the rest is NumPy. `VAE.invert`, `VAE.inpaint` and `VAE.upscale` are thin calls of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias, cast
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from vae_runtime.errors import InputError
-from vae_runtime.images import ImageSource, Pixels, fit_square, load_image
+from vae_runtime.images import Pixels, to_unit
 from vae_runtime.ort.graph import Graph
-from vae_runtime.prior.mixture import Prior
+from vae_runtime.prior import Codes, Prior
 
 Floats: TypeAlias = NDArray[np.float64]
 Bits: TypeAlias = NDArray[np.bool_]
-Masks: TypeAlias = ImageSource | Bits | Iterable[ImageSource | Bits]
 Objective: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
 """Codes (n, latent_dim) -> the value of each, (n,), and its gradient, (n, latent_dim)."""
+Encode: TypeAlias = Callable[[Pixels], Codes]
+"""uint8 (n, S, S, 3) -> mu (n, latent_dim)."""
+Decode: TypeAlias = Callable[[Codes], Pixels]
+"""(n, latent_dim) -> uint8 (n, S, S, 3)."""
 
 MAX_STEPS = 10_000
 """Most steps of one descent."""
 LEARNING_RATE = 0.1
-"""Of the first step; codes are of the size of 1."""
+"""Of the first step; codes are of the order of 1."""
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+# Variance of the mean of a block of pixels, as a share of a pixel's: errors cancel in part. 0.3 was best for 4x4, 8x8.
+_BLOCK_VARIANCE = 0.3
+
+
+def invert(
+    pixels: Pixels,
+    hidden: Bits,
+    encode: Encode,
+    decode: Decode,
+    gradient: Graph,
+    prior: Prior,
+    variance: float,
+    steps: int,
+) -> Codes:
+    """The most probable codes of pictures (n, S, S, 3) of which the pixels `hidden` (n, S, S) are unknown.
+
+    gradient: the graph of inverse.onnx. variance: of a known pixel around the decoded one, in [0, 1] units.
+    """
+    weight = (~hidden[:, None]).astype(np.float32)
+    objective = negative_log_posterior(gradient, prior, to_unit(pixels), weight, variance)
+    start = fill(pixels, hidden, lambda filled: decode(encode(filled)))
+    return descend(objective, encode(start), steps)
+
+
+def upscale(
+    small: Pixels, encode: Encode, decoder: Graph, gradient: Graph, prior: Prior, variance: float, steps: int
+) -> Codes:
+    """The most probable codes of pictures whose block means are `small` (n, side, side, 3), where side divides S.
+
+    variance: of a pixel of the large picture around the decoded one, in [0, 1] units.
+    """
+    size = decoder.outputs["image"][-1]
+    resized = [np.asarray(Image.fromarray(each).resize((size, size), Image.Resampling.BICUBIC)) for each in small]
+    large = np.stack(resized) if resized else np.empty((0, size, size, 3), np.uint8)
+    objective = negative_log_posterior_of_means(decoder, gradient, prior, to_unit(small), _BLOCK_VARIANCE * variance)
+    return descend(objective, encode(large), steps)
+
+
+def descend(objective: Objective, start: Codes, steps: int) -> Codes:
+    """The codes of least value that Adam finds from `start` (n, latent_dim), float32."""
+    return adam(objective, start.astype(np.float64), steps).astype(np.float32)
 
 
 def adam(objective: Objective, start: Floats, steps: int, learning_rate: float = LEARNING_RATE) -> Floats:
@@ -117,41 +161,3 @@ def fill(pixels: Pixels, hidden: Bits, reconstruct: Callable[[Pixels], Pixels], 
     for _ in range(rounds):
         filled = np.where(known, pixels, reconstruct(filled))
     return filled
-
-
-def each_mask(masks: Masks, count: int) -> list[ImageSource | Bits]:
-    """A mask for each of `count` pictures: the one for all, or one a picture; InputError for another number."""
-    if isinstance(masks, np.ndarray):
-        per_picture = masks.ndim == 4 or (masks.ndim == 3 and masks.shape[-1] not in (1, 3, 4))
-        found = list(masks) if per_picture else [masks] * count
-    elif isinstance(masks, Iterable) and not isinstance(masks, (str, bytes, bytearray, memoryview)):
-        found = list(masks)
-    else:
-        found = [masks] * count
-    if len(found) != count:
-        raise InputError(f"mask: got {len(found)} for {count} pictures, expected one for all or one for each")
-    return found
-
-
-def fit_mask(mask: ImageSource | Bits, picture: tuple[int, ...], size: int, name: str) -> Bits:
-    """The hidden pixels (size, size) of a picture of the shape (H, W, 3) that `fit_square` has cut and resampled.
-
-    mask: (H, W) or (size, size), hidden where it is True or brighter than 127. A pixel that is made from a hidden one,
-    be it in part, is hidden. Raises ImageError for no picture; InputError for another shape, or where all is hidden.
-    """
-    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
-        mask = mask.astype(np.uint8) * np.uint8(255)
-    try:
-        hidden = load_image(cast(ImageSource, mask)).max(axis=2, keepdims=True) > 127
-    except InputError as error:
-        raise InputError(f"{name}: {str(error).removeprefix('image: ')}") from error
-    if hidden.shape[:2] not in (tuple(picture[:2]), (size, size)):
-        raise InputError(
-            f"{name}: got {hidden.shape[1]} x {hidden.shape[0]} pixels, expected {picture[1]} x {picture[0]} as the "
-            f"picture, or {size} x {size}"
-        )
-    white: Pixels = hidden.repeat(3, axis=2).astype(np.uint8) * np.uint8(255)
-    fitted: Bits = fit_square(white, size)[..., 0] > 0
-    if fitted.all():
-        raise InputError(f"{name}: hides the whole picture, expected some pixels to be known (black or False)")
-    return fitted

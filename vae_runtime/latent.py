@@ -1,6 +1,6 @@
 """Latent arithmetic in NumPy: pure functions on float arrays whose last axis is the latent one.
 
-From the top: draws and divergences, ways between codes, and what a set of codes tells (directions, neighbours).
+Draws and divergences, then paths between codes; `latent_analysis` holds what a set of codes tells.
 
 Symbols follow Kingma & Welling, "Auto-Encoding Variational Bayes" (2014): q(z|x) = N(mu, diag(exp(logvar))),
 the prior is N(0, I).
@@ -8,20 +8,16 @@ the prior is N(0, I).
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vae_runtime.errors import InputError, InputTypeError
+from vae_runtime.checks import Array, Rng, as_codes, as_latent, as_pair, check_count, make_rng
+from vae_runtime.errors import InputError
 
-Array: TypeAlias = NDArray[np.floating]
-Rng: TypeAlias = int | np.random.Generator | None
 Method: TypeAlias = Literal["slerp", "lerp"]
 PathMethod: TypeAlias = Literal["slerp", "lerp", "catmull-rom"]
-Metric: TypeAlias = Literal["euclidean", "cosine"]
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Where `logvar` is cut before it is exponentiated, in training as here: exp(20/2) is 22026, far from overflow."""
@@ -30,61 +26,6 @@ MAX_STEPS = 100_000
 
 _PARALLEL = 1e-6  # radians: below, lerp differs from slerp by less than 1e-13
 _OPPOSITE = 1e-3  # radians from 180 degrees: above, the plane of rotation is well defined
-
-
-def make_rng(rng: Rng) -> np.random.Generator:
-    """A NumPy generator from a seed (an int >= 0), a generator (returned as it is) or None (fresh entropy).
-
-    Raises InputTypeError for another type and InputError for a negative seed.
-    """
-    if rng is None or isinstance(rng, np.random.Generator):
-        return np.random.default_rng(rng)
-    if isinstance(rng, bool) or not isinstance(rng, numbers.Integral):
-        raise InputTypeError(f"rng: got {type(rng).__name__}, expected a seed (int), a numpy Generator or None")
-    if rng < 0:
-        raise InputError(f"rng: got the seed {rng}, expected an integer >= 0")
-    return np.random.default_rng(int(rng))
-
-
-def as_latent(value: ArrayLike, name: str = "z") -> Array:
-    """`value` as a native float32 or float64 array, its numbers checked to be finite.
-
-    Raises InputTypeError for what is not numeric, InputError for NaN or infinity with the first index.
-    """
-    if value is None:
-        raise InputTypeError(f"{name}: got None, expected an array of numbers")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{name}: rows of different lengths, expected a rectangular array") from error
-    if array.dtype.kind not in "iuf":
-        raise InputTypeError(f"{name}: got an array of {array.dtype}, expected real numbers")
-    # Asking for the native type also turns big-endian input round, which ONNX Runtime would misread.
-    array = array.astype(np.float64 if array.dtype.itemsize > 4 or array.dtype.kind in "iu" else np.float32, copy=False)
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        where = ", ".join(str(int(i)) for i in bad[0])
-        raise InputError(f"{name}: {array[tuple(bad[0])]} at index ({where}), expected finite numbers")
-    return array
-
-
-def as_codes(z: ArrayLike, latent_dim: int | None = None, name: str = "z") -> Array:
-    """`z` as a finite array (n, d), one code (d,) as (1, d). InputError for another rank, or another d than given."""
-    codes = as_latent(z, name)
-    codes = codes[None] if codes.ndim == 1 else codes
-    if codes.ndim != 2 or (latent_dim is not None and codes.shape[1] != latent_dim):
-        wanted = "d" if latent_dim is None else latent_dim
-        raise InputError(f"{name}: got the shape {np.shape(z)}, expected (n, {wanted})")
-    return codes
-
-
-def _pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str]) -> tuple[Array, Array]:
-    first, second = as_latent(a, names[0]), as_latent(b, names[1])
-    if first.shape != second.shape or first.ndim == 0:
-        raise InputError(
-            f"{names[0]} and {names[1]}: got the shapes {first.shape} and {second.shape}, expected equal ones (..., d)"
-        )
-    return first, second
 
 
 def _float_type(a: Array, b: Array) -> np.dtype[np.floating]:
@@ -97,7 +38,7 @@ def reparameterize(mu: ArrayLike, logvar: ArrayLike, rng: Rng = None) -> Array:
     mu, logvar: (..., latent_dim). rng: seed, generator or None. Returns z of the same shape.
     `logvar` is cut to `LOGVAR_RANGE`, as in training. The same seed gives the same bits.
     """
-    mean, log_variance = _pair(mu, logvar, ("mu", "logvar"))
+    mean, log_variance = as_pair(mu, logvar, ("mu", "logvar"))
     eps = make_rng(rng).standard_normal(mean.shape)
     z = mean + np.exp(np.clip(log_variance, *LOGVAR_RANGE) / 2) * eps
     return z.astype(_float_type(mean, log_variance), copy=False)
@@ -109,7 +50,7 @@ def kl_divergence(mu: ArrayLike, logvar: ArrayLike) -> NDArray[np.float64]:
     mu, logvar: (..., latent_dim). Returns float64 (...), summed over the last axis, never negative
     (Kingma & Welling 2014, appendix B). `logvar` is cut to `LOGVAR_RANGE`, as in training.
     """
-    mean, log_variance = (part.astype(np.float64) for part in _pair(mu, logvar, ("mu", "logvar")))
+    mean, log_variance = (part.astype(np.float64) for part in as_pair(mu, logvar, ("mu", "logvar")))
     log_variance = np.clip(log_variance, *LOGVAR_RANGE)
     # expm1 keeps the digits of exp(v) - 1 - v near v = 0, where the difference is v^2 / 2.
     total = 0.5 * (np.expm1(log_variance) - log_variance + mean**2).sum(axis=-1)
@@ -129,7 +70,7 @@ def lerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
     a, b: (..., d) of equal shape. t: a number in [0, 1], or an array that broadcasts against (...).
     Returns (..., d), with the axes of t broadcast in.
     """
-    first, second = _pair(a, b, ("a", "b"))
+    first, second = as_pair(a, b, ("a", "b"))
     time = _time(t)
     return np.asarray((1 - time) * first + time * second).astype(_float_type(first, second), copy=False)
 
@@ -138,10 +79,10 @@ def _perpendicular(unit: NDArray[np.float64]) -> NDArray[np.float64]:
     """A unit vector at right angles to each row of `unit`: the axis that the row uses least, made orthogonal."""
     axis = np.eye(unit.shape[-1])[np.abs(unit).argmin(axis=-1)]
     rest = axis - (axis * unit).sum(-1, keepdims=True) * unit
-    return _unit(rest)[0]
+    return to_unit_length(rest)[0]
 
 
-def _unit(vector: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def to_unit_length(vector: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     # Scaling by the largest entry first keeps the squares of huge and of tiny numbers in range.
     scale = np.abs(vector).max(axis=-1, keepdims=True, initial=0.0)
     scaled = np.divide(vector, scale, out=np.zeros_like(vector), where=scale > 0)
@@ -159,10 +100,10 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
 
     Arguments and result as in `lerp`.
     """
-    first, second = _pair(a, b, ("a", "b"))
+    first, second = as_pair(a, b, ("a", "b"))
     time = _time(t)
     x, y = first.astype(np.float64), second.astype(np.float64)
-    (x_unit, x_norm), (y_unit, y_norm) = _unit(x), _unit(y)
+    (x_unit, x_norm), (y_unit, y_norm) = to_unit_length(x), to_unit_length(y)
     # Kahan's form of the angle keeps its digits near 0 and near 180 degrees, where arccos loses half of them.
     difference, total = (np.linalg.norm(part, axis=-1, keepdims=True) for part in (x_unit - y_unit, x_unit + y_unit))
     angle = 2 * np.arctan2(difference, total)
@@ -182,28 +123,8 @@ def slerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
 def _turning_axis(x_unit: NDArray[np.float64], y_unit: NDArray[np.float64]) -> NDArray[np.float64]:
     """The direction at right angles to x, in the plane of x and y; a fixed one where they span no plane."""
     beside = y_unit - (x_unit * y_unit).sum(-1, keepdims=True) * x_unit
-    axis, length = _unit(beside)
+    axis, length = to_unit_length(beside)
     return np.where(length > 1e-9, axis, _perpendicular(x_unit))
-
-
-def check_count(value: object, name: str, low: int, high: int) -> int:
-    """`value` as an int from `low` to `high`, else InputTypeError or InputError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InputTypeError(f"{name}: got {value!r}, expected an integer from {low} to {high}")
-    number = int(value)
-    if not low <= number <= high:
-        raise InputError(f"{name}: got {number}, expected {low} to {high}")
-    return number
-
-
-def check_number(value: object, name: str, low: float, high: float) -> float:
-    """`value` as a finite float from `low` to `high`, else InputTypeError or InputError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputTypeError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
-    number = float(value)
-    if not (math.isfinite(number) and low <= number <= high):
-        raise InputError(f"{name}: got {number}, expected {low:g} to {high:g}")
-    return number
 
 
 def interpolate(a: ArrayLike, b: ArrayLike, steps: int = 8, method: Method = "slerp") -> Array:
@@ -215,7 +136,7 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int = 8, method: Method = "sl
     between = {"slerp": slerp, "lerp": lerp}.get(method)
     if between is None:
         raise InputError(f"method: got {method!r}, expected 'slerp' or 'lerp'")
-    first, second = _pair(a, b, ("a", "b"))
+    first, second = as_pair(a, b, ("a", "b"))
     times = np.linspace(0, 1, check_count(steps, "steps", 2, MAX_STEPS))
     return between(first, second, times.reshape(-1, *[1] * (first.ndim - 1)))
 
@@ -285,83 +206,5 @@ def traverse(z: ArrayLike, index: int, values: ArrayLike) -> Array:
 
 def analogy(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Array:
     """a - b + c: what `a` has over `b`, given to `c` (Mikolov et al. 2013; on faces Radford, Metz, Chintala 2016)."""
-    first, second = _pair(a, b, ("a", "b"))
-    return np.asarray(first - second + _pair(a, c, ("a", "c"))[1])
-
-
-def pca_directions(codes: ArrayLike, count: int = 8) -> tuple[Array, Array]:
-    """The `count` directions along which `codes` (n, d) vary most, and the share of the variance that each holds.
-
-    Returns float32 (count, d), each as long as the standard deviation along it, and float64 (count,). The sign of each
-    is such that its number of largest size is positive.
-    """
-    points = as_codes(codes, name="codes").astype(np.float64)
-    number = check_count(count, "count", 1, min(points.shape[1], max(1, len(points) - 1)))
-    centred = points - points.mean(axis=0)
-    variances, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(points) - 1))
-    order = np.argsort(variances)[::-1][:number]
-    axes = vectors.T[order]
-    axes *= np.sign(axes[np.arange(number), np.abs(axes).argmax(axis=1)])[:, None]
-    spread = np.maximum(variances[order], 0)
-    total = max(float(variances.sum()), np.finfo(np.float64).tiny)
-    return (axes * np.sqrt(spread)[:, None]).astype(np.float32), spread / total
-
-
-def attribute_direction(
-    codes: ArrayLike, labels: ArrayLike, method: Literal["mean", "ridge"] = "mean", penalty: float = 1.0
-) -> NDArray[np.float32]:
-    """The direction in which an attribute grows: float32 (d,), as long as the standard deviation of `codes` along it.
-
-    codes: (n, d). labels: (n,), numbers or booleans, not all equal. method: "mean" takes the mean of the codes above
-    the mean label minus that of the others (Larsen et al. 2016). "ridge" regresses the label on the code,
-    w = (X^T X + penalty I)^-1 X^T y with X and y centred, which keeps attributes apart that occur together.
-    """
-    points = as_codes(codes, name="codes").astype(np.float64)
-    marks = as_latent(np.asarray(labels) + 0, "labels").astype(np.float64)  # + 0: booleans are labels too
-    if marks.shape != (len(points),) or np.ptp(marks) == 0:
-        raise InputError(f"labels: got the shape {marks.shape}, expected ({len(points)},) with at least two values")
-    if not (np.isfinite(penalty) and penalty > 0):
-        raise InputError(f"penalty: got {penalty}, expected a number > 0")
-    centred, target = points - points.mean(axis=0), marks - marks.mean()
-    if method == "mean":
-        way = points[target > 0].mean(axis=0) - points[target <= 0].mean(axis=0)
-    elif method == "ridge":
-        way = np.linalg.solve(centred.T @ centred + penalty * np.eye(points.shape[1]), centred.T @ target)
-    else:
-        raise InputError(f"method: got {method!r}, expected 'mean' or 'ridge'")
-    unit, length = _unit(way)
-    if length == 0:
-        raise InputError("labels: the codes do not differ between them, so there is no direction")
-    return np.asarray(unit * (centred @ unit).std(), np.float32)
-
-
-def nearest(
-    query: ArrayLike, codes: ArrayLike, count: int = 5, metric: Metric = "euclidean"
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The `count` rows of `codes` (n, d) nearest to each code of `query` (m, d): their places and distances (m, count).
-
-    The nearest comes first, equal ones in the order of `codes`. metric: "euclidean", or "cosine": 1 - cos of the angle.
-    """
-    points = as_codes(codes, name="codes").astype(np.float64)
-    asked = as_codes(query, points.shape[1], "query").astype(np.float64)
-    number = check_count(count, "count", 1, len(points))
-    if metric not in ("euclidean", "cosine"):
-        raise InputError(f"metric: got {metric!r}, expected 'euclidean' or 'cosine'")
-    places, distances = np.empty((len(asked), number), np.intp), np.empty((len(asked), number))
-    if metric == "cosine":
-        points, asked = _unit(points)[0], _unit(asked)[0]
-    for row, one in enumerate(asked):
-        away = 1 - points @ one if metric == "cosine" else np.linalg.norm(points - one, axis=1)
-        places[row] = np.argsort(away, kind="stable")[:number]
-        distances[row] = away[places[row]]
-    return places, distances
-
-
-def percentile(scores: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
-    """How many percent of the `reference` scores (n,) are smaller than each of `scores`, equal ones counted half."""
-    known, asked = as_latent(reference, "reference").astype(np.float64), as_latent(scores, "scores")
-    if known.ndim != 1 or len(known) == 0:
-        raise InputError(f"reference: got the shape {known.shape}, expected (n,) with n >= 1")
-    ordered = np.sort(known)
-    below, upto = (np.searchsorted(ordered, asked, side) for side in ("left", "right"))
-    return np.asarray(50 * (below + upto) / len(ordered), np.float64)
+    first, second = as_pair(a, b, ("a", "b"))
+    return np.asarray(first - second + as_pair(a, c, ("a", "c"))[1])

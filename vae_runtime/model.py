@@ -10,65 +10,58 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
-from vae_runtime import inversion, latent
+from vae_runtime import inversion, latent, latent_analysis
+from vae_runtime.checks import Rng, as_codes, as_latent, check_count, check_number
 from vae_runtime.config import (
     CONFIG_FILE,
-    DECODER_FILE,
-    ENCODER_FILE,
+    DIRECTIONS_FILE,
     INVERSE_FILE,
+    NEIGHBORS_FILE,
+    PRIOR_FILE,
     VARIANTS,
     ModelConfig,
+    Variant,
     graph_files,
 )
-from vae_runtime.directions import Directions
-from vae_runtime.errors import ImageError, InputError, InputTypeError, ModelFileError
-from vae_runtime.hub import HUB_PREFIX, download
-from vae_runtime.images import ImageSource, Pixels, fit_square, load_image
-from vae_runtime.inversion import Masks, Objective
-from vae_runtime.latent import Method, Metric, Rng
-from vae_runtime.neighbors import NEIGHBOURS_FILE, Neighbours
+from vae_runtime.directions import Directions, Neighbors
+from vae_runtime.errors import InputError, ModelFileError
+from vae_runtime.hub import resolve
+from vae_runtime.images import (
+    Images,
+    ImageSource,
+    Pixels,
+    each_image,
+    fit_square,
+    load_at,
+    prepare,
+    to_pixels,
+    to_unit,
+)
+from vae_runtime.latent import Method
+from vae_runtime.latent_analysis import Metric
+from vae_runtime.masks import Masks, prepare_masked
 from vae_runtime.ort.devices import DeviceOptions, Provider
 from vae_runtime.ort.graph import MAX_BATCH, Graph
 from vae_runtime.ort.verify import read_verified
-from vae_runtime.prior.mixture import Codes, Prior
-from vae_runtime.stream import ahead, batches
-
-Images: TypeAlias = ImageSource | Iterable[ImageSource]
-
-DEFAULT_MODEL = "anime-64"
-"""The exported model that `VAE.load()` opens."""
+from vae_runtime.prior import Codes, Prior
+from vae_runtime.stream import batches, prefetch
 
 MAX_CODE = 1e6
 """Largest number of a code that is decoded: far beyond any prior, and far from the overflow of float32."""
 MAX_CODE_FP16 = 1e3
 """The same for the variant fp16, whose inner numbers may reach 65504."""
 
-Variant: TypeAlias = Literal["fp16", "int8"]
-
-# The variance of blocks of pixels, in that of a pixel: errors cancel in part. 0.3 was best for 4 x 4 and 8 x 8.
-_MEANS_VARIANCE = 0.3
-
-
-def bundled_model() -> Path:
-    """The folder of the default model: inside the installed package, or `exported/` in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "exported" / DEFAULT_MODEL, package.parent / "exported" / DEFAULT_MODEL):
-        if folder.is_dir():
-            return folder
-    raise ModelFileError(f"the bundled model {DEFAULT_MODEL} is not in this installation; install anime-vae again")
-
 
 class VAE:
     """An exported variational autoencoder.
 
     Attributes: config (ModelConfig), encoder and decoder (Graph: float32 NCHW in and out), inverse (Graph, opened when
-    it is first used), prior (Prior), directions (Directions or None), neighbours (Neighbours or None), device ("cpu",
+    it is first used), prior (Prior), directions (Directions or None), neighbors (Neighbors or None), device ("cpu",
     "cuda:0"), variant (None, "fp16", "int8").
 
     One object serves many threads. It can be pickled: what is stored is the folder, which is opened again and its
@@ -89,14 +82,14 @@ class VAE:
         self._inverse: Graph | None = None
         self._lock = threading.Lock()
         self.prior = Prior.standard(config.latent_dim)
-        if config.prior is not None:
-            self.prior = self._beside(config.prior, Prior.from_bytes, lambda prior: prior.latent_dim)
+        if PRIOR_FILE in config.files:
+            self.prior = self._beside(PRIOR_FILE, Prior.from_bytes, lambda prior: prior.latent_dim)
         self.directions: Directions | None = None
-        if config.directions is not None:
-            self.directions = self._beside(config.directions, Directions.from_bytes, lambda d: d.vectors.shape[1])
-        self.neighbours: Neighbours | None = None
-        if NEIGHBOURS_FILE in config.files:
-            self.neighbours = self._beside(NEIGHBOURS_FILE, Neighbours.from_bytes, lambda n: n.codes.shape[1])
+        if DIRECTIONS_FILE in config.files:
+            self.directions = self._beside(DIRECTIONS_FILE, Directions.from_bytes, lambda d: d.vectors.shape[1])
+        self.neighbors: Neighbors | None = None
+        if NEIGHBORS_FILE in config.files:
+            self.neighbors = self._beside(NEIGHBORS_FILE, Neighbors.from_bytes, lambda n: n.codes.shape[1])
 
     @classmethod
     def load(
@@ -236,7 +229,7 @@ class VAE:
     def warmup(self, *batches: int) -> None:
         """Run both graphs once for each batch size, 1 and 64 if none is given: the first call is the slow one."""
         for batch in batches or (1, MAX_BATCH):
-            count = latent.check_count(batch, "batches", 1, MAX_BATCH)
+            count = check_count(batch, "batches", 1, MAX_BATCH)
             self.reconstruct(np.zeros((count, self.image_size, self.image_size, 3), np.uint8))
 
     def prepare(self, images: Images) -> Pixels:
@@ -245,7 +238,7 @@ class VAE:
         images: one picture or any iterable of them; see `vae_runtime.images.load_image` for what a picture is.
         An error names the position of the picture that caused it.
         """
-        return _prepare(images, self.image_size)
+        return prepare(images, self.image_size)
 
     def encode(self, images: Images) -> tuple[Codes, Codes]:
         """mu and logvar of q(z|x), float32 (n, latent_dim) each; n is 1 for a single picture, 0 for an empty list."""
@@ -258,7 +251,7 @@ class VAE:
         Raises InputTypeError or InputError, with the first index, for what is no finite number within `MAX_CODE`, or
         `MAX_CODE_FP16` for that variant.
         """
-        codes, largest = latent.as_codes(z, self.latent_dim), MAX_CODE_FP16 if self.variant == "fp16" else MAX_CODE
+        codes, largest = as_codes(z, self.latent_dim), MAX_CODE_FP16 if self.variant == "fp16" else MAX_CODE
         if codes.size and max(codes.max(), -codes.min()) > largest:
             row, column = np.argwhere(np.abs(codes) > largest)[0]
             raise InputError(
@@ -278,12 +271,12 @@ class VAE:
         The next batch is read and decoded in a thread of its own while the caller works on this one. A million pictures
         take the memory of three batches. An error comes up where its picture would have come, and names its position.
         """
-        size = latent.check_count(batch_size, "batch_size", 1, 4096)
+        size = check_count(batch_size, "batch_size", 1, 4096)
 
         def prepare(batch: list[tuple[int, ImageSource]]) -> Pixels:
-            return np.stack([fit_square(_load(source, index), self.image_size) for index, source in batch])
+            return np.stack([fit_square(load_at(source, index), self.image_size) for index, source in batch])
 
-        return ahead(map(prepare, batches(enumerate(_each(images)), size)))
+        return prefetch(map(prepare, batches(enumerate(each_image(images)), size)))
 
     def iter_encode(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[tuple[Codes, Codes]]:
         """`encode`, lazily: (mu, logvar) of one batch after the other; see `iter_prepare`."""
@@ -291,7 +284,7 @@ class VAE:
 
     def iter_decode(self, codes: Iterable[ArrayLike], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
         """`decode`, lazily: codes (latent_dim,), one by one from any iterable; uint8 (n, S, S, 3), n <= batch_size."""
-        size = latent.check_count(batch_size, "batch_size", 1, 4096)
+        size = check_count(batch_size, "batch_size", 1, 4096)
         return (self.decode(np.stack([np.asarray(code) for code in batch])) for batch in batches(codes, size))
 
     def iter_reconstruct(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
@@ -318,7 +311,7 @@ class VAE:
 
     def interpolate(self, a: ImageSource, b: ImageSource, steps: int = 8, method: Method = "slerp") -> Pixels:
         """The way from picture `a` to picture `b` through latent space: uint8 (steps, S, S, 3), ends included."""
-        latent.check_count(steps, "steps", 2, latent.MAX_STEPS)
+        check_count(steps, "steps", 2, latent.MAX_STEPS)
         mu, _ = self.encode([a, b])
         return self.decode(latent.interpolate(mu[0], mu[1], steps, method))
 
@@ -328,11 +321,11 @@ class VAE:
         Strength 1 along a named one is a standard deviation of the codes; along "z7" it is one of N(0, I).
         """
         if not isinstance(name, str):
-            return np.asarray(latent.as_codes(name, self.latent_dim, "direction")[0], np.float32)
+            return np.asarray(as_codes(name, self.latent_dim, "direction")[0], np.float32)
         if self.directions is not None and name in self.directions.names:
             return np.asarray(self.directions[name], np.float32)
         if name[:1] == "z" and name[1:].isascii() and name[1:].isdigit():
-            index = latent.check_count(int(name[1:6]), "direction", 0, self.latent_dim - 1)
+            index = check_count(int(name[1:6]), "direction", 0, self.latent_dim - 1)
             single: NDArray[np.float32] = np.eye(self.latent_dim, dtype=np.float32)[index]
             return single
         if self.directions is not None:
@@ -347,7 +340,7 @@ class VAE:
 
         direction: see `VAE.direction`.
         """
-        amount = latent.as_latent(strength, "strength")
+        amount = as_latent(strength, "strength")
         if amount.ndim:
             raise InputError(f"strength: got the shape {amount.shape}, expected one number")
         return self.decode(self.encode(images)[0] + amount * self.direction(direction))
@@ -358,16 +351,16 @@ class VAE:
         """The known faces most like each picture, the nearest first: names [n][count], their pictures uint8
         (n, count, S, S, 3) as this model decodes them, and distances (n, count) between the codes.
 
-        The known faces are `neighbours`, which a model has whose pictures may be shown; InputError if it has none. For
+        The known faces are `neighbors`, which a model has whose pictures may be shown; InputError if it has none. For
         faces of your own: `vae_runtime.latent.nearest`, with their codes.
         """
-        known = self.neighbours
+        known = self.neighbors
         if known is None:
             raise InputError(
                 f"nearest: the model {self.config.name!r} comes without known faces; "
                 "encode your own and take vae_runtime.latent.nearest"
             )
-        places, distances = latent.nearest(self.encode(images)[0], known.codes, count, metric)
+        places, distances = latent_analysis.nearest(self.encode(images)[0], known.codes, count, metric)
         faces = self.decode(known.codes[places.ravel()]).reshape(*places.shape, self.image_size, self.image_size, 3)
         return [[known.names[place] for place in row] for row in places], faces, distances
 
@@ -404,41 +397,23 @@ class VAE:
         The small pictures are `images`, cut to the central square and resampled to side x side pixels, where they have
         another size; side must divide S. The large ones are decoded from their most probable codes, as in `invert`.
         """
-        size, count = self.image_size, latent.check_count(side, "side", 1, self.image_size)
-        if size % count:
-            raise InputError(f"side: got {side}, expected a divisor of the model's {size}")
-        taken = latent.check_count(steps, "steps", 0, inversion.MAX_STEPS)
-        small = _prepare(images, count)
-        large = [np.asarray(Image.fromarray(each).resize((size, size), Image.Resampling.BICUBIC)) for each in small]
-        means, variance = to_unit(small), _MEANS_VARIANCE * self.config.sigma**2
-        objective = inversion.negative_log_posterior_of_means(self.decoder, self.inverse, self.prior, means, variance)
-        return self.decode(self._descend(objective, _stack(large, size), taken))
+        if self.image_size % check_count(side, "side", 1, self.image_size):
+            raise InputError(f"side: got {side}, expected a divisor of the model's {self.image_size}")
+        taken = check_count(steps, "steps", 0, inversion.MAX_STEPS)
+        small, variance = prepare(images, side), self.config.sigma**2
+        return self.decode(inversion.upscale(small, self._mu, self.decoder, self.inverse, self.prior, variance, taken))
 
     def _invert(self, pixels: Pixels, hidden: NDArray[np.bool_], steps: int, temperature: float) -> Codes:
-        taken = latent.check_count(steps, "steps", 0, inversion.MAX_STEPS)
-        variance = self.config.sigma**2 * latent.check_number(temperature, "temperature", 1, 1e6)
-        weight = (~hidden[:, None]).astype(np.float32)
-        objective = inversion.negative_log_posterior(self.inverse, self.prior, to_unit(pixels), weight, variance)
-        return self._descend(objective, inversion.fill(pixels, hidden, self.reconstruct), taken)
+        taken = check_count(steps, "steps", 0, inversion.MAX_STEPS)
+        variance = self.config.sigma**2 * check_number(temperature, "temperature", 1, 1e6)
+        return inversion.invert(pixels, hidden, self._mu, self.decode, self.inverse, self.prior, variance, taken)
 
-    def _descend(self, objective: Objective, start: Pixels, steps: int) -> Codes:
-        """The codes that Adam finds from those that the encoder gives to the pictures `start`."""
-        return inversion.adam(objective, self.encode(start)[0].astype(np.float64), steps).astype(np.float32)
+    def _mu(self, pixels: Pixels) -> Codes:
+        return self.encode(pixels)[0]
 
     def prepare_masked(self, images: Images, mask: Masks | None) -> tuple[Pixels, NDArray[np.bool_]]:
-        """The pictures as `prepare` returns them, and what is hidden of them, bool (n, S, S)."""
-        size = self.image_size
-        if mask is None:
-            pixels = self.prepare(images)
-            return pixels, np.zeros(pixels.shape[:3], np.bool_)
-        sources = [_load(source, index) for index, source in enumerate(_each(images))]
-        masks = inversion.each_mask(mask, len(sources))
-        hidden = [
-            inversion.fit_mask(each, source.shape, size, f"mask[{index}]")
-            for index, (each, source) in enumerate(zip(masks, sources, strict=True))
-        ]
-        pixels = _stack([fit_square(source, size) for source in sources], size)
-        return pixels, np.stack(hidden) if hidden else np.zeros(pixels.shape[:3], np.bool_)
+        """The pictures as `prepare` returns them, and which of their pixels are hidden, bool (n, S, S)."""
+        return prepare_masked(images, mask, self.image_size)
 
     def anomaly_score(self, images: Images) -> NDArray[np.float64]:
         """How little each picture is like the training data, float64 (n,), in nats: the negative ELBO at z = mu.
@@ -453,65 +428,3 @@ class VAE:
         squares = (difference**2).sum(axis=(1, 2, 3))
         score = size / 2 * math.log(2 * math.pi * variance) + squares / (2 * variance)
         return np.asarray(score + latent.kl_divergence(mu, logvar))
-
-
-def resolve(model: str | os.PathLike[str] | None, variant: Variant | None = None) -> Path:
-    """The folder of a model: the bundled one for None, a folder, or a download of "hf:owner/name[@revision]".
-
-    variant: of a download, the graphs to fetch.
-    """
-    if model is None:
-        return bundled_model()
-    if not isinstance(model, (str, os.PathLike)):
-        raise InputTypeError(f"model: got {type(model).__name__}, expected a folder, 'hf:owner/name' or None")
-    if str(model).startswith(HUB_PREFIX):
-        return download(str(model), kind="model", patterns=["*.json", *graph_files(variant), INVERSE_FILE, "*.npz"])
-    folder = Path(model)
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise ModelFileError(f"{folder}: {what}, expected one with config.json, {ENCODER_FILE} and {DECODER_FILE}")
-    return folder
-
-
-def _each(images: Images) -> Iterable[ImageSource]:
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return iter(images)
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise InputTypeError(f"images: got {type(images).__name__}, expected a picture or an iterable of pictures")
-    return images
-
-
-def _load(source: ImageSource, index: int) -> Pixels:
-    try:
-        return load_image(source)
-    except ImageError as error:
-        error.args = (f"images[{index}]: {error.args[-1]}",)
-        raise
-
-
-def _prepare(images: Images, size: int) -> Pixels:
-    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (size, size, 3):
-        return images
-    return _stack([fit_square(_load(source, index), size) for index, source in enumerate(_each(images))], size)
-
-
-def _stack(pictures: Sequence[Pixels], size: int) -> Pixels:
-    return np.stack(pictures) if pictures else np.empty((0, size, size, 3), np.uint8)
-
-
-def to_unit(pixels: Pixels) -> NDArray[np.float32]:
-    """uint8 (n, S, S, 3) -> float32 (n, 3, S, S) in [0, 1]"""
-    # Turned while they are bytes: a strided array of floats would be copied once more on its way into the graph.
-    return np.divide(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), np.float32(255), dtype=np.float32)
-
-
-def to_pixels(pictures: NDArray[np.float32]) -> Pixels:
-    """float32 (n, 3, S, S) in [0, 1] -> uint8 (n, S, S, 3)"""
-    scaled = np.clip(pictures, 0, 1)
-    scaled *= np.float32(255)
-    np.rint(scaled, out=scaled)
-    pixels = np.empty((len(scaled), *scaled.shape[2:], scaled.shape[1]), np.uint8)
-    np.copyto(pixels, scaled.transpose(0, 2, 3, 1), casting="unsafe")
-    return pixels

@@ -1,4 +1,4 @@
-"""NumPy arrays in a .npz file, for files from strangers: no pickle, no compression, and the same bytes each time."""
+"""NumPy arrays in a .npz file that is safe to read from anywhere: no pickle, no compression, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vae_runtime.errors import ModelFileError
+from vae_runtime.files import write_atomically
 
 MAX_BYTES = 256 * 2**20
 """Largest file that is read."""
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest moment that a zip knows: the same arrays give the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of the zip format: the same arrays give the same bytes
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> Path:
-    """Write `arrays` by name as a .npz that `numpy.load` reads; the path is returned."""
+    """Write `arrays` by name as a .npz that `numpy.load` reads, all or nothing, and return the path."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             member = io.BytesIO()
             npy.write_array(member, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), member.getvalue())
-    Path(path).write_bytes(buffer.getvalue())
-    return Path(path)
+    return write_atomically(path, buffer.getvalue())
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -58,7 +58,9 @@ def parse_arrays(data: bytes, name: str, expected: Mapping[str, tuple[str, int]]
                 raise ValueError(f"got the arrays {sorted(members)[:8]}, expected {sorted(expected)}")
             return {key: _read_member(archive, members[key], *expected[key]) for key in expected}
     except Exception as error:  # zipfile and NumPy raise a dozen kinds over damaged files
-        raise ModelFileError(f"{name}: not a .npz file of ours ({type(error).__name__}: {str(error)[:160]})") from error
+        raise ModelFileError(
+            f"{name}: not a .npz file of this project ({type(error).__name__}: {str(error)[:160]})"
+        ) from error
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kind: str, axes: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Long ways through many pictures in constant memory: batches, reading ahead, and codes written as they come."""
+"""Long ways through many pictures in constant memory: batches, reading prefetch, and codes written as they come."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 1) -> Iterator[T]:
     """The same items, made in a thread of their own, up to `depth` of them before they are asked for.
 
     An error of the source is raised where its item would have come. Closing the iterator early ends the thread.
@@ -59,7 +59,7 @@ def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
             return
         offer(False, None)
 
-    thread = threading.Thread(target=work, name="vae-runtime-ahead", daemon=True)
+    thread = threading.Thread(target=work, name="vae-runtime-prefetch", daemon=True)
     thread.start()
     try:
         while True:

@@ -281,6 +281,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     if given.gap and (given.model / ENCODER_FILE).is_file():
         raise UsageError(f"--gap: descends through torch; give the run that {given.model} was exported from")
 
+    from vae_runtime.config import CARD_FILE
     from vae_train.engine.train import choose_device
     from vae_train.evaluation.amortization_gap import amortization_gap
     from vae_train.evaluation.evaluate import (
@@ -293,7 +294,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         restorations,
         save_json,
     )
-    from vae_train.export.card_sections import CARD_FILE, write_chapter
+    from vae_train.export.card_sections import write_chapter
 
     check_model(given.model)
     if given.card and not (given.model / CARD_FILE).is_file():

@@ -24,11 +24,12 @@ import numpy as np
 import pytest
 
 from tests.tiny_model import DIM, build_model
-from vae_runtime import VAE, ModelConfig, golden
+from vae_runtime import VAE, ModelConfig
 from vae_runtime.config import INVERSE_FILE
 from vae_runtime.directions import Directions
-from vae_runtime.model import bundled_model
-from vae_runtime.prior.mixture import Prior
+from vae_runtime.hub import bundled_model
+from vae_runtime.prior import Prior
+from vae_train.export.golden import write_golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,8 +58,8 @@ def furnished(folder: Path) -> Path:
     files = {**config.files, **digests}
     if files.pop(INVERSE_FILE, None):
         (folder / INVERSE_FILE).unlink()
-    dataclasses.replace(config, files=files, prior="prior.npz", directions="directions.npz").save(folder)
-    golden.write(folder)
+    dataclasses.replace(config, files=files).save(folder)
+    write_golden(folder)
     return folder
 
 

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from demo.space import main as assemble
 from tests.demo.conftest import ROOT, chromium_path, free_port, serving, serving_files
-from vae_runtime.model import bundled_model
+from vae_runtime.hub import bundled_model
 
 STARTS, MOVES, DRAG = 3, 60, 5000
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from demo.service import NAMED, STRONG
 from tests.demo.conftest import ROOT, free_port, serving
-from vae_runtime.model import bundled_model
+from vae_runtime.hub import bundled_model
 
 MODEL = bundled_model().name
 

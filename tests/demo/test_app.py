@@ -19,9 +19,8 @@ from demo.app import build_demo
 from demo.components import from_uri, to_uri
 from demo.service import NAMED, STRONG
 from tests.demo.load import crowd
-from vae_runtime import InputError
-from vae_runtime.images import save_png
-from vae_runtime.model import bundled_model
+from vae_runtime import InputError, save_png
+from vae_runtime.hub import bundled_model
 
 BUNDLED, TINY = bundled_model().name, "tiny"
 

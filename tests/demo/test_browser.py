@@ -9,7 +9,8 @@ from demo.app import FIRST_FACES, FIRST_SEED, PHOTOGRAPH, TABS
 from demo.components import from_uri, to_uri
 from demo.evolution import Lineage
 from demo.service import NAMED, STRONG, Studio
-from vae_runtime.images import fit_square, load_image, save_png
+from vae_runtime.figures import save_png
+from vae_runtime.images import fit_square, load_image
 
 
 def shown(page, place: str) -> list[np.ndarray]:

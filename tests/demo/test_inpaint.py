@@ -13,7 +13,7 @@ from demo.components import from_uri, to_uri
 from demo.service import STEPS, psnr
 from tests.demo.test_app import BUNDLED, TINY, call, leaks
 from tests.demo.test_browser import open_tab, shown, wait_until
-from vae_runtime.images import save_png
+from vae_runtime import save_png
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from vae_runtime.errors import HubError
 @pytest.fixture(scope="module")
 def space(tmp_path_factory, folder) -> Path:
     """The assembled folder, with the tiny model first and the bundled one after it."""
-    from vae_runtime.model import bundled_model
+    from vae_runtime.hub import bundled_model
 
     out = tmp_path_factory.mktemp("space") / "space"
     assert main([str(folder), str(bundled_model()), "--out", str(out), "--link", "me/model"]) == 0

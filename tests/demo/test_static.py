@@ -12,9 +12,8 @@ from PIL import Image
 
 from demo.space import ORT_FILES, main
 from tests.demo.conftest import serving_files
-from vae_runtime import InputError, ModelFileError
-from vae_runtime.images import save_png
-from vae_runtime.model import bundled_model
+from vae_runtime import InputError, ModelFileError, save_png
+from vae_runtime.hub import bundled_model
 
 
 @pytest.fixture(scope="module")

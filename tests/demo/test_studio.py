@@ -10,7 +10,7 @@ import pytest
 from demo.evolution import SIZE, Lineage, replay
 from demo.service import STRENGTH, Studio, psnr, real, strongest, whole
 from vae_runtime import InputError
-from vae_runtime.prior.mixture import Prior
+from vae_runtime.prior import Prior
 
 
 @pytest.fixture(params=[0, 1], ids=["bundled", "furnished"])

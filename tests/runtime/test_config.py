@@ -37,7 +37,6 @@ def test_every_key_must_be_there(key):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"extra": 1}, "extra"),
         ({"format_version": 2}, "format_version"),
         ({"format_version": True}, "format_version"),
         ({"image_size": "32"}, "image_size"),
@@ -59,6 +58,8 @@ def test_every_key_must_be_there(key):
         ({"files": {"encoder.onnx": "0" * 64, "decoder.onnx": "zz"}}, "files.decoder.onnx"),
         ({"files": {"encoder.onnx": "0" * 64, "decoder.onnx": "0" * 64, "../x": "0" * 64}}, "files"),
         ({"prior": "prior.npz"}, "prior.npz"),
+        ({"prior": "other.npz"}, "prior"),
+        ({"directions": "directions.npz"}, "directions.npz"),
         ({"name": "../../etc"}, "name"),
     ],
 )

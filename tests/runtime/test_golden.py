@@ -12,15 +12,16 @@ from tiny_model import build_model
 
 from vae_runtime import VAE, ModelConfig, ModelFileError
 from vae_runtime.__main__ import main
-from vae_runtime.golden import Golden, write
-from vae_runtime.model import bundled_model
+from vae_runtime.golden import Golden
+from vae_runtime.hub import bundled_model
+from vae_train.export.golden import write_golden
 
 
 @pytest.fixture
 def folder(tiny, tmp_path):
     """A copy of the tiny model, with golden vectors."""
     place = shutil.copytree(tiny.folder, tmp_path / "model")
-    write(place)
+    write_golden(place)
     return place
 
 
@@ -35,7 +36,7 @@ def test_the_vectors_are_what_the_graphs_give(folder, tiny):
 
 def test_the_same_model_has_the_same_bytes_and_keeps_its_other_files(folder, tiny):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    write(folder)
+    write_golden(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert all((tiny.folder / name).read_bytes() == before[name] for name in ("encoder.onnx", "decoder.onnx"))
     assert dict(ModelConfig.load(folder).files).items() > dict(ModelConfig.load(tiny.folder).files).items()
@@ -46,7 +47,7 @@ def test_another_model_differs_and_the_command_says_so(folder, tiny, capsys):
     assert "pictures differ by at most 0 of 255" in capsys.readouterr().out
     other = build_model(folder.parent / "other", seed=1)  # of the same id, so only the numbers tell
     vectors = (folder / "golden.json").read_bytes()
-    write(other.folder)
+    write_golden(other.folder)
     digest = dict(ModelConfig.load(folder).files)["golden.json"]
     text = (other.folder / "config.json").read_text()
     (other.folder / "config.json").write_text(
@@ -85,7 +86,7 @@ def test_vectors_that_do_not_fit_are_refused(folder, name):
 
 
 def test_a_model_without_vectors_says_what_to_do(tiny):
-    with pytest.raises(ModelFileError, match=r"no golden\.json in it; export again"):
+    with pytest.raises(ModelFileError, match=r"no golden\.json in it"):
         Golden.load(tiny.folder)
 
 

@@ -12,7 +12,8 @@ from PIL import Image, features
 
 from vae_runtime import images
 from vae_runtime.errors import ImageError, InputError, InputTypeError, VAEError
-from vae_runtime.images import fit_square, image_grid, load_image, save_animation, save_png
+from vae_runtime.figures import image_grid, save_animation, save_png
+from vae_runtime.images import fit_square, load_image
 
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (30, 40, 220)
 

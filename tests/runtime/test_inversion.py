@@ -12,9 +12,10 @@ from tiny_model import DIM, SIZE, build_model
 
 from vae_runtime import VAE, ImageError, InputError
 from vae_runtime.errors import InputTypeError, ModelFileError
-from vae_runtime.inversion import adam, block_means, each_mask, fit_mask
+from vae_runtime.inversion import adam, block_means
+from vae_runtime.masks import each_mask, fit_mask
 from vae_runtime.ort.graph import BoundRunner
-from vae_runtime.prior.mixture import Prior
+from vae_runtime.prior import Prior
 
 
 @pytest.fixture

@@ -6,15 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vae_runtime.errors import InputError, InputTypeError
-from vae_runtime.latent import (
+from vae_runtime import (
     analogy,
     attribute_direction,
     grid,
     interpolate,
     kl_divergence,
     lerp,
-    make_rng,
     nearest,
     path,
     pca_directions,
@@ -23,6 +21,8 @@ from vae_runtime.latent import (
     slerp,
     traverse,
 )
+from vae_runtime.checks import make_rng
+from vae_runtime.errors import InputError, InputTypeError
 
 PAIRS = hnp.arrays(np.float64, (2, 6), elements=st.floats(-1e6, 1e6))
 

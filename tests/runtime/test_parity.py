@@ -17,7 +17,7 @@ from benchmarks.runtimes import Local, Node, OnnxReference, Onnxruntime, OpenCv,
 from vae_runtime import VAE
 from vae_runtime.__main__ import main
 from vae_runtime.errors import RuntimeMissingError
-from vae_runtime.model import bundled_model
+from vae_runtime.hub import bundled_model
 
 pytest.importorskip("onnx")
 

@@ -9,8 +9,8 @@ import pytest
 
 from vae_runtime.directions import Directions
 from vae_runtime.errors import InputError, InputTypeError, ModelFileError
+from vae_runtime.prior import Prior, sample_prior
 from vae_runtime.prior.flow import ARRAYS, Flow
-from vae_runtime.prior.mixture import Prior, sample_prior
 
 
 def mixture(rng: np.random.Generator, count: int = 3, dim: int = 4) -> Prior:
@@ -139,7 +139,7 @@ def test_draws_of_a_flow_are_as_likely_as_it_says(rng):
 
 def test_cold_draws_of_a_flow_are_its_centre(rng):
     prior = bent(rng)
-    np.testing.assert_allclose(prior.sample(3, rng=0, temperature=0), np.tile(prior.centre, (3, 1)), atol=1e-5)
+    np.testing.assert_allclose(prior.sample(3, rng=0, temperature=0), np.tile(prior.center, (3, 1)), atol=1e-5)
     assert prior.kind == "a flow over 3 Gaussians"
     assert Prior.standard(4).kind == "N(0, I)"
     assert mixture(rng, 1).kind == "a Gaussian"

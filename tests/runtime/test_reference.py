@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.reference import OPERATORS, Parsed, Step, evaluate, flop, parse
 from vae_runtime.errors import ModelFileError
-from vae_runtime.model import bundled_model
+from vae_runtime.hub import bundled_model
 
 onnx = pytest.importorskip("onnx")
 

@@ -12,10 +12,9 @@ from PIL import Image
 from tiny_model import DIM, SIZE
 
 from benchmarks import runtimes as peers
-from vae_runtime import VAE, InputError
+from vae_runtime import VAE, InputError, image_grid
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
-from vae_runtime.images import image_grid
 
 
 @pytest.fixture

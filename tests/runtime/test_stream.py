@@ -11,7 +11,7 @@ from tiny_model import DIM, SIZE
 
 from vae_runtime import VAE, ImageError, InputError, ModelFileError
 from vae_runtime.__main__ import main
-from vae_runtime.stream import CodesFile, ahead, batches, find_images, open_codes, read_names
+from vae_runtime.stream import CodesFile, batches, find_images, open_codes, prefetch, read_names
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,15 @@ def test_batch_sizes_out_of_range_are_refused(vae, faces, size):
         vae.iter_encode(faces, size)
 
 
-def test_reading_ahead_ends_its_thread():
+def test_reading_prefetch_ends_its_thread():
     before = threading.active_count()
-    stream = ahead(itertools.count())
+    stream = prefetch(itertools.count())
     assert [next(stream), next(stream)] == [0, 1]
     assert threading.active_count() == before + 1
     stream.close()
     assert threading.active_count() == before
     with pytest.raises(ZeroDivisionError):
-        list(ahead(1 // (2 - index) for index in range(4)))
+        list(prefetch(1 // (2 - index) for index in range(4)))
 
 
 def test_images_are_found_in_the_order_of_their_names(folder):

@@ -225,8 +225,8 @@ def test_avatars_come_with_known_faces_and_named_directions(tmp_path, monkeypatc
     faces = train(config, tmp_path / "run", torch.device("cpu"))
     export(tmp_path / "run", tmp_path / "out", faces=faces)
     vae = VAE.load(tmp_path / "out", device="cpu")
-    assert vae.neighbours is not None
-    assert len(vae.neighbours.names) == 120
+    assert vae.neighbors is not None
+    assert len(vae.neighbors.names) == 120
     face, _ = avatars.draw(17, 32, 3)
     names, pictures, distances = vae.nearest(face, count=2)
     assert names[0][0] == "avatars/3/17"

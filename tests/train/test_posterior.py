@@ -6,13 +6,14 @@ import torch
 from blobs import write_faces
 
 import vae_runtime
+from vae_runtime.config import DIRECTIONS_FILE, PRIOR_FILE
 from vae_train.config import TrainConfig
 from vae_train.data.faces import load_faces
 from vae_train.engine.train import train
 from vae_train.errors import UsageError
 from vae_train.evaluation.evaluate import evaluate, open_model
 from vae_train.export import fit_latents as posterior
-from vae_train.export.export import DIRECTIONS_FILE, PRIOR_FILE, export, source_of
+from vae_train.export.export import export, source_of
 from vae_train.export.fit_latents import Codes, encode, fit_directions, fit_prior
 from vae_train.model.networks import VAE
 
@@ -105,14 +106,13 @@ def run(faces_zip, tmp_path_factory):
 
 def test_an_export_with_its_pictures_has_a_prior_and_directions(run, faces_zip, tmp_path):
     config = export(run, tmp_path / "model", faces=source_of(run))
-    assert config.directions == DIRECTIONS_FILE
+    assert DIRECTIONS_FILE in config.files
     player = vae_runtime.VAE.load(tmp_path / "model", device="cpu")
     assert player.directions is not None
     assert "pca-1" in player.directions.names
     card = (tmp_path / "model" / "README.md").read_text()
     assert "`pca-1`, " in card
-    if config.prior:
-        assert config.prior == PRIOR_FILE
+    if PRIOR_FILE in config.files:
         assert not np.array_equal(player.sample(4, rng=0), player.sample(4, rng=0, prior="unit"))
     again = export(run, tmp_path / "again", faces=load_faces(str(faces_zip), 32))
     assert again.files == config.files

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vae_runtime.errors import DeviceError, DeviceWarning, InputError, InputTypeError, RuntimeMissingError
+from vae_runtime.files import cache_folder
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -245,8 +246,3 @@ def _tensorrt(options: DeviceOptions, index: int, profile: str) -> list[Provider
         "trt_timing_cache_path": str(cache),
     }
     return [(TENSORRT, settings | shapes)]
-
-
-def cache_folder() -> Path:
-    """$ANIME_VAE_CACHE, else ~/.cache/anime-vae."""
-    return Path(os.environ.get("ANIME_VAE_CACHE") or Path.home() / ".cache" / "anime-vae")

@@ -126,7 +126,7 @@ class Flow:
             log_det -= scales.sum(axis=1)
         return y, log_det
 
-    def pull_back(self, z: Floats, slope: Floats) -> Floats:
+    def vjp(self, z: Floats, slope: Floats) -> Floats:
         """The gradient at z of f(x(z)) + log |det dx/dz|, where `slope` is that of f at x; (n, latent_dim) each."""
         y, _ = self._start(z)
         undone = [(layer, before, scales, y[:, layer.changed]) for layer, before, scales in self._undo(y)]

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vae_runtime.checks import Rng, as_codes, check_count, check_number, make_rng
 from vae_runtime.errors import InputError
-from vae_runtime.latent import Rng, as_codes, check_count, check_number, make_rng
 from vae_runtime.npz import parse_arrays, read_file, save_arrays
 from vae_runtime.prior.flow import ARRAYS, Flow
 
@@ -102,7 +102,7 @@ class Prior:
         return mixture if self.flow is None else f"a flow over {mixture}"
 
     @property
-    def centre(self) -> NDArray[np.float64]:
+    def center(self) -> NDArray[np.float64]:
         """The mean of the mixture, carried through the flow: (latent_dim,)."""
         mean = self.weights.astype(np.float64) @ self.means
         return mean if self.flow is None else self.flow.forward(mean[None])[0]
@@ -160,7 +160,7 @@ class Prior:
                 pulls = pulls.sum(axis=0, keepdims=True)
             pulls = np.matmul(pulls, self._whitening)
         score = np.asarray(-pulls.sum(axis=0), np.float64)
-        return log_prob, score if self.flow is None else self.flow.pull_back(np.asarray(as_codes(z), np.float64), score)
+        return log_prob, score if self.flow is None else self.flow.vjp(np.asarray(as_codes(z), np.float64), score)
 
     def _log_prob_and_parts(self, z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """log p(z), (n,), and what `_components` says of x."""
@@ -176,16 +176,16 @@ class Prior:
         white = codes[None]
         if self.scales is not None:
             white = np.matmul(white, self._whitening.transpose(0, 2, 1))
-        white = white - self._centres
+        white = white - self._centers
         if self.spreads is not None:
             white /= self.spreads[:, None]
         return self._log_constants[:, None] - (white**2).sum(axis=2) / 2, white
 
     @functools.cached_property
-    def _centres(self) -> NDArray[np.float64]:
+    def _centers(self) -> NDArray[np.float64]:
         """`means` as codes are before they are compared with them, (K, 1, latent_dim)."""
-        centres = self.means[:, None].astype(np.float64)
-        return centres if self.scales is None else np.matmul(centres, self._whitening.transpose(0, 2, 1))
+        centers = self.means[:, None].astype(np.float64)
+        return centers if self.scales is None else np.matmul(centers, self._whitening.transpose(0, 2, 1))
 
     @functools.cached_property
     def _log_constants(self) -> NDArray[np.float64]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from vae_runtime.files import cache_folder
 from vae_runtime.images import Pixels
 from vae_train.data.labels import Labels
 from vae_train.errors import DataError
@@ -85,14 +85,6 @@ class Writer:
 def picture_key(pixels: Pixels) -> bytes:
     """SHA-256 of the shape and the pixels of a picture (H, W, 3)."""
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-
-
-def cache_folder() -> Path:
-    """Where decoded sources are kept: $ANIME_VAE_CACHE, else anime-vae in the user's cache folder."""
-    if chosen := os.environ.get("ANIME_VAE_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "anime-vae"
 
 
 def cached(digest: str, image_size: int, fill: Callable[[Writer], None]) -> CacheEntry:

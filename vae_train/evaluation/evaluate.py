@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from vae_runtime import model as runtime
-from vae_runtime.config import ENCODER_FILE
-from vae_runtime.prior.mixture import Prior
+import vae_runtime
+from vae_runtime.config import ENCODER_FILE, PRIOR_FILE
+from vae_runtime.prior import Prior
 from vae_train.config import TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine.loader import to_unit
@@ -78,7 +78,7 @@ def check_model(path: Path) -> None:
 def open_model(path: Path, device: torch.device) -> Autoencoder:
     """The model in `path`: a run or one of its checkpoints through torch, or an exported folder through vae_runtime."""
     if (path / ENCODER_FILE).is_file():
-        return _played(runtime.VAE.load(path, device=str(device) if device.type == "cuda" else "cpu"))
+        return _played(vae_runtime.VAE.load(path, device=str(device) if device.type == "cuda" else "cpu"))
     config, saved, network = load_run(path)
     network.to(device)
 
@@ -98,7 +98,7 @@ def open_model(path: Path, device: torch.device) -> Autoencoder:
     )
 
 
-def _played(player: runtime.VAE) -> Autoencoder:
+def _played(player: vae_runtime.VAE) -> Autoencoder:
     config = player.config
 
     def encode(image: Floats) -> tuple[Floats, Floats]:
@@ -110,7 +110,7 @@ def _played(player: runtime.VAE) -> Autoencoder:
 
     data = config.training_data.sha256
     about = (config.name, config.image_size, config.latent_dim, config.likelihood, config.beta)
-    return Autoencoder(*about, data, encode, decode, player.prior if config.prior else None)
+    return Autoencoder(*about, data, encode, decode, player.prior if PRIOR_FILE in config.files else None)
 
 
 def pictures_of(
@@ -192,7 +192,7 @@ def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = 
     variance), and of decode(mu), the encoder's own, both under N(0, I) and with the same noise.
     """
     originals = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    with runtime.VAE.load(folder, device="cpu") as vae:
+    with vae_runtime.VAE.load(folder, device="cpu") as vae:
         (mu, logvar), inverted = vae.encode(originals), vae.invert(originals)
         pictures = restore(vae, originals, inverted)
         if figure is not None:

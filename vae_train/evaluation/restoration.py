@@ -11,7 +11,7 @@ from PIL import Image
 from vae_runtime.images import Pixels
 from vae_runtime.inversion import fill
 from vae_runtime.model import VAE
-from vae_runtime.prior.mixture import Codes
+from vae_runtime.prior import Codes
 from vae_train.model.figures import draw_rows
 
 NOISE = 0.2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vae_runtime.config import CARD_FILE
 from vae_runtime.errors import ModelFileError
-
-CARD_FILE = "README.md"
+from vae_runtime.files import write_atomically
 
 
 def write_chapter(folder: Path, command: str, text: str) -> Path:
@@ -29,5 +29,5 @@ def write_chapter(folder: Path, command: str, text: str) -> Path:
         card = before + chapter + (f"\n{after}" if after else "")
     else:
         card = card.rstrip("\n") + chapter
-    path.write_text(card, encoding="utf-8")
+    write_atomically(path, card)
     return path

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_runtime.config import DECODER_FILE, INVERSE_FILE, ModelConfig
+from vae_runtime.files import write_atomically
 from vae_runtime.ort.verify import read_verified
 from vae_train.errors import ExportError
 
@@ -69,12 +69,7 @@ def invert(decoder: onnx.ModelProto) -> onnx.ModelProto:
 def write_inverse(folder: Path) -> str:
     """Write inverse.onnx beside the decoder.onnx in `folder`; return its SHA-256."""
     data = invert(onnx.load(folder / DECODER_FILE)).SerializeToString(deterministic=True)
-    temporary = folder / f".{INVERSE_FILE}.{os.getpid()}.tmp"
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(folder / INVERSE_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(folder / INVERSE_FILE, data)
     return hashlib.sha256(data).hexdigest()
 
 

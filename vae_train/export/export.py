@@ -27,22 +27,26 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vae_runtime import golden
-from vae_runtime import model as runtime
+import vae_runtime
 from vae_runtime.config import (
+    CARD_FILE,
     CONFIG_FILE,
     DECODER_FILE,
+    DIRECTIONS_FILE,
     ENCODER_FILE,
     FORMAT_VERSION,
+    GOLDEN_FILE,
     INVERSE_FILE,
+    NEIGHBORS_FILE,
+    PRIOR_FILE,
     VARIANTS,
     ModelConfig,
     TrainingData,
+    Variant,
     graph_files,
 )
+from vae_runtime.directions import Neighbors
 from vae_runtime.errors import VAEError
-from vae_runtime.model import Variant
-from vae_runtime.neighbors import NEIGHBOURS_FILE, Neighbours
 from vae_train.config import CONFIG_FILE as RUN_CONFIG_FILE
 from vae_train.config import TrainConfig
 from vae_train.data.faces import Faces, load_faces
@@ -52,9 +56,9 @@ from vae_train.engine.checkpoint import Checkpoint
 from vae_train.engine.logger import read_metrics
 from vae_train.engine.state import CHECKPOINTS, load_weights
 from vae_train.errors import CheckpointError, ExportError, UsageError
-from vae_train.export.card_sections import CARD_FILE
 from vae_train.export.decoder_gradient import write_inverse
 from vae_train.export.fit_latents import encode, learn
+from vae_train.export.golden import write_golden
 from vae_train.export.model_card import CARD_FIGURES, model_card, training_time
 from vae_train.model.figures import draw_card
 from vae_train.model.networks import VAE
@@ -67,16 +71,14 @@ TOLERANCE = 1e-5
 """Largest absolute difference between torch and vae_runtime that is published."""
 KINK = 0.01
 """Largest share by which single gradients of inverse.onnx may differ; see `check_gradient`."""
-PRIOR_FILE = "prior.npz"
-DIRECTIONS_FILE = "directions.npz"
 
 KNOWN_FACES = 400
 """Avatars whose codes are shipped."""
 
 _BATCHES = (1, 2, 5)
 _OUR_FILES = {
-    *(ENCODER_FILE, DECODER_FILE, INVERSE_FILE, PRIOR_FILE, DIRECTIONS_FILE, NEIGHBOURS_FILE),
-    *(golden.GOLDEN_FILE, CONFIG_FILE, CARD_FILE),
+    *(ENCODER_FILE, DECODER_FILE, INVERSE_FILE, PRIOR_FILE, DIRECTIONS_FILE, NEIGHBORS_FILE),
+    *(GOLDEN_FILE, CONFIG_FILE, CARD_FILE),
     *CARD_FIGURES,
     *(file for variant in VARIANTS for file in graph_files(variant)),
 }
@@ -146,13 +148,15 @@ def export(
         folder.mkdir()
         described = _describe(config, saved, model, run, name)
         files = write_graphs(model, described, folder)
-        beside: dict[str, Any] = write_learned(model, config, saved, faces, folder) if faces else {}
-        learned = [*beside.values(), *(write_neighbours(model, config, faces, folder) if faces else [])]
+        learned: list[str] = []
+        if faces:
+            learned += write_learned(model, config, saved, faces, folder)
+            learned += write_neighbors(model, config, faces, folder)
         files |= {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in learned}
-        model_config = ModelConfig(**described, **beside, files=files)
+        model_config = ModelConfig(**described, files=files)
         model_config.save(folder)
         check_parity(model, folder)
-        model_config = golden.write(folder)
+        model_config = write_golden(folder)
         draw_card(folder)
         spent = training_time(_records(run, saved), model_config.training_data.count)
         (folder / CARD_FILE).write_text(model_card(model_config, config, folder, spent), encoding="utf-8")
@@ -190,8 +194,8 @@ def write_graphs(model: VAE, described: dict[str, Any], folder: Path) -> dict[st
     return digests | {INVERSE_FILE: write_inverse(folder)}
 
 
-def write_learned(model: VAE, config: TrainConfig, saved: Checkpoint, faces: Faces, folder: Path) -> dict[str, str]:
-    """Write the prior and the directions into `folder`; return the name of each file by its field of config.json."""
+def write_learned(model: VAE, config: TrainConfig, saved: Checkpoint, faces: Faces, folder: Path) -> list[str]:
+    """Write the prior and the directions into `folder`, and name the files."""
     if not faces.matches(saved.state["data"]["sha256"]):
         raise UsageError(f"{faces.name}: not the pictures that the run was trained on")
     prior, directions, scores = learn(model, faces, config.flip)
@@ -199,19 +203,19 @@ def write_learned(model: VAE, config: TrainConfig, saved: Checkpoint, faces: Fac
     print(f"prior: {prior.kind}; log density of held-out codes in nats: {shown}", file=sys.stderr)
     directions.save(folder / DIRECTIONS_FILE)
     if prior.is_standard:
-        return {"directions": DIRECTIONS_FILE}
+        return [DIRECTIONS_FILE]
     prior.save(folder / PRIOR_FILE)
-    return {"prior": PRIOR_FILE, "directions": DIRECTIONS_FILE}
+    return [PRIOR_FILE, DIRECTIONS_FILE]
 
 
-def write_neighbours(model: VAE, config: TrainConfig, faces: Faces, folder: Path) -> list[str]:
+def write_neighbors(model: VAE, config: TrainConfig, faces: Faces, folder: Path) -> list[str]:
     """Write the codes of the first `KNOWN_FACES` pictures into `folder` if they may be shown, and name the file."""
     if faces.name != AVATARS:
         return []
     mu = encode(model, faces.pixels[:KNOWN_FACES]).mu
     names = tuple(f"{AVATARS}/{config.seed}/{index}" for index in range(len(mu)))
-    Neighbours(names, mu).save(folder / NEIGHBOURS_FILE)
-    return [NEIGHBOURS_FILE]
+    Neighbors(names, mu).save(folder / NEIGHBORS_FILE)
+    return [NEIGHBORS_FILE]
 
 
 def source_of(run: Path, data: str | None = None) -> Faces | None:
@@ -265,7 +269,7 @@ def check_parity(model: VAE, folder: Path) -> float:
     inverse.onnx is compared, too: see `check_gradient`.
     """
     size, dim = model.image_size, model.latent_dim
-    vae = runtime.VAE.load(folder, device="cpu")
+    vae = vae_runtime.VAE.load(folder, device="cpu")
     rng = np.random.default_rng(0)
     worst = 0.0
     for batch in _BATCHES:
@@ -286,7 +290,7 @@ def check_parity(model: VAE, folder: Path) -> float:
     return worst
 
 
-def check_gradient(model: VAE, vae: runtime.VAE) -> float:
+def check_gradient(model: VAE, vae: vae_runtime.VAE) -> float:
     """Difference of inverse.onnx from torch's autograd, as a share of the largest number: the median of some codes.
 
     A LeakyReLU has two slopes, and where its input is 0 but for rounding, torch and ONNX Runtime may take one each:

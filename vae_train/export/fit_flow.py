@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vae_runtime.prior import Prior
 from vae_runtime.prior.flow import Flow
-from vae_runtime.prior.mixture import Prior
 
 COUPLINGS = 12
 HIDDEN = 32

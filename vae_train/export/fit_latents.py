@@ -20,8 +20,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from vae_runtime.directions import Directions
-from vae_runtime.latent import attribute_direction, pca_directions, reparameterize
-from vae_runtime.prior.mixture import Prior
+from vae_runtime.latent import reparameterize
+from vae_runtime.latent_analysis import attribute_direction, pca_directions
+from vae_runtime.prior import Prior
 from vae_train.data.faces import Faces
 from vae_train.data.labels import Labels
 from vae_train.engine.loader import to_unit

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.config import ModelConfig
+from vae_runtime.config import DIRECTIONS_FILE, PRIOR_FILE, ModelConfig
 from vae_runtime.directions import Directions
-from vae_runtime.prior.mixture import Prior
+from vae_runtime.prior import Prior
 from vae_train.config import TrainConfig, make_config, option
 from vae_train.data.sources import AVATARS
 
@@ -99,15 +99,15 @@ bias of it. It is no means to recognise or to judge people.
 def _learned(config: ModelConfig, folder: Path) -> str:
     """What the card says of the prior and of the directions."""
     parts = []
-    if config.prior:
-        density = Prior.load(folder / config.prior).kind
+    if PRIOR_FILE in config.files:
+        density = Prior.load(folder / PRIOR_FILE).kind
         parts.append(
-            f"\n`sample` draws from `{config.prior}`, {density} fitted to the codes of\n"
+            f"\n`sample` draws from `{PRIOR_FILE}`, {density} fitted to the codes of\n"
             'the training pictures (Ghosh et al. 2020); `sample(16, prior="unit")` from N(0, I).\n'
         )
-    if config.directions:
-        names = ", ".join(f"`{name}`" for name in Directions.load(folder / config.directions).names)
-        parts.append(f"\n`edit(images, direction, strength)` knows, from `{config.directions}`: {names}.\n")
+    if DIRECTIONS_FILE in config.files:
+        names = ", ".join(f"`{name}`" for name in Directions.load(folder / DIRECTIONS_FILE).names)
+        parts.append(f"\n`edit(images, direction, strength)` knows, from `{DIRECTIONS_FILE}`: {names}.\n")
     return "".join(parts)
 
 

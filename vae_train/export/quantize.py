@@ -35,12 +35,11 @@ from numpy.typing import NDArray
 from benchmarks import inference as benchmark
 from vae_runtime import latent
 from vae_runtime import model as runtime
-from vae_runtime.config import DECODER_FILE, ENCODER_FILE, VARIANTS, ModelConfig, graph_files
-from vae_runtime.model import Variant
+from vae_runtime.config import CARD_FILE, DECODER_FILE, ENCODER_FILE, VARIANTS, ModelConfig, Variant, graph_files
 from vae_runtime.ort.verify import read_verified
 from vae_train.data.faces import Faces
 from vae_train.errors import UsageError
-from vae_train.export.card_sections import CARD_FILE, write_chapter
+from vae_train.export.card_sections import write_chapter
 from vae_train.export.export import move_into_place, strip
 
 CALIBRATION = 256

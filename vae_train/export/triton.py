@@ -10,8 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from vae_runtime.config import ModelConfig, graph_files
-from vae_runtime.model import Variant
+from vae_runtime.config import ModelConfig, Variant, graph_files
 from vae_runtime.ort.graph import MAX_BATCH, Ports
 from vae_runtime.ort.verify import read_verified
 from vae_train.errors import UsageError

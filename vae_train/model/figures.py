@@ -14,10 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vae_runtime.images import BACKGROUND, Pixels, image_grid, save_png
+from vae_runtime.figures import image_grid, save_png
+from vae_runtime.images import BACKGROUND, Pixels
 from vae_runtime.latent import interpolate
 from vae_runtime.model import VAE
-from vae_runtime.prior.mixture import sample_prior
+from vae_runtime.prior import sample_prior
 from vae_train.data.faces import Faces
 
 Encode: TypeAlias = Callable[[Pixels], NDArray[np.float32]]

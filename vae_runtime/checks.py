@@ -1,0 +1,90 @@
+"""Validation of arguments: random generators, arrays of codes, counts and numbers."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vae_runtime.errors import InputError, InputTypeError
+
+Array: TypeAlias = NDArray[np.floating]
+Rng: TypeAlias = int | np.random.Generator | None
+
+
+def make_rng(rng: Rng) -> np.random.Generator:
+    """A NumPy generator from a seed (an int >= 0), a generator (returned as it is) or None (fresh entropy).
+
+    Raises InputTypeError for another type and InputError for a negative seed.
+    """
+    if rng is None or isinstance(rng, np.random.Generator):
+        return np.random.default_rng(rng)
+    if isinstance(rng, bool) or not isinstance(rng, numbers.Integral):
+        raise InputTypeError(f"rng: got {type(rng).__name__}, expected a seed (int), a numpy Generator or None")
+    if rng < 0:
+        raise InputError(f"rng: got the seed {rng}, expected an integer >= 0")
+    return np.random.default_rng(int(rng))
+
+
+def as_latent(value: ArrayLike, name: str = "z") -> Array:
+    """`value` as a native float32 or float64 array, its numbers checked to be finite.
+
+    Raises InputTypeError for what is not numeric, InputError for NaN or infinity with the first index.
+    """
+    if value is None:
+        raise InputTypeError(f"{name}: got None, expected an array of numbers")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name}: rows of different lengths, expected a rectangular array") from error
+    if array.dtype.kind not in "iuf":
+        raise InputTypeError(f"{name}: got an array of {array.dtype}, expected real numbers")
+    # Asking for the native type also turns big-endian input round, which ONNX Runtime would misread.
+    array = array.astype(np.float64 if array.dtype.itemsize > 4 or array.dtype.kind in "iu" else np.float32, copy=False)
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        where = ", ".join(str(int(i)) for i in bad[0])
+        raise InputError(f"{name}: {array[tuple(bad[0])]} at index ({where}), expected finite numbers")
+    return array
+
+
+def as_codes(z: ArrayLike, latent_dim: int | None = None, name: str = "z") -> Array:
+    """`z` as a finite array (n, d), one code (d,) as (1, d). InputError for another rank, or another d than given."""
+    codes = as_latent(z, name)
+    codes = codes[None] if codes.ndim == 1 else codes
+    if codes.ndim != 2 or (latent_dim is not None and codes.shape[1] != latent_dim):
+        wanted = "d" if latent_dim is None else latent_dim
+        raise InputError(f"{name}: got the shape {np.shape(z)}, expected (n, {wanted})")
+    return codes
+
+
+def as_pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str]) -> tuple[Array, Array]:
+    first, second = as_latent(a, names[0]), as_latent(b, names[1])
+    if first.shape != second.shape or first.ndim == 0:
+        raise InputError(
+            f"{names[0]} and {names[1]}: got the shapes {first.shape} and {second.shape}, expected equal ones (..., d)"
+        )
+    return first, second
+
+
+def check_count(value: object, name: str, low: int, high: int) -> int:
+    """`value` as an int from `low` to `high`, else InputTypeError or InputError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InputTypeError(f"{name}: got {value!r}, expected an integer from {low} to {high}")
+    number = int(value)
+    if not low <= number <= high:
+        raise InputError(f"{name}: got {number}, expected {low} to {high}")
+    return number
+
+
+def check_number(value: object, name: str, low: float, high: float) -> float:
+    """`value` as a finite float from `low` to `high`, else InputTypeError or InputError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputTypeError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise InputError(f"{name}: got {number}, expected {low:g} to {high:g}")
+    return number

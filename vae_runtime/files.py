@@ -1,0 +1,44 @@
+"""Files on the local disk: atomic writes, and the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+CACHE_VARIABLE = "ANIME_VAE_CACHE"
+"""Environment variable that names the cache folder."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file beside `path`, moved over `path` when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part of it. After an error the old file is unchanged. A link is
+    followed, and what it leads to is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
+    try:
+        temporary.open("xb").close()
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
+    """Write `data` (text as UTF-8) to `path`, all or nothing, and return the path; see `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    return Path(path)
+
+
+def cache_folder() -> Path:
+    """$ANIME_VAE_CACHE, else anime-vae in the user's cache folder."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "anime-vae"
