@@ -43,6 +43,7 @@ class TrainConfig:
     preset: str = _choice(
         "classic", "classic: 32x32, five stride-2 convolutions; base: 64x64, residual, sharper", ("classic", "base")
     )
+    batch_norm: bool = _other(True, "normalize in the networks; off: convolutions with biases, as in exported graphs")
     epochs: int = _number(36, "passes over the training pictures", 1, 1_000_000)
     image_size: int = _number(32, "side of the pictures in pixels, a multiple of 32", 32, 512)
     latent_dim: int = _number(128, "length of the code z", 1, 4096)

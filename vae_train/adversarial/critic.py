@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 _MIXED = (32, 64, 96, 128)  # channels after the random projections, from fine to coarse
@@ -44,10 +44,10 @@ class Projection(nn.Module):
 
     def forward(self, standardized: Sequence[Tensor]) -> list[Tensor]:
         """[(n, c, s, s), (n, c', s/2, s/2), ...] -> the same sizes with `_MIXED` channels"""
-        mixed = [F.conv2d(x, weight) for x, weight in zip(standardized, self.across_channels, strict=True)]
+        mixed = [functional.conv2d(x, weight) for x, weight in zip(standardized, self.across_channels, strict=True)]
         for i in reversed(range(len(mixed) - 1)):
-            coarse = F.conv2d(mixed[i + 1], self.across_scales[i])
-            coarse = F.interpolate(coarse, size=mixed[i].shape[-2:], mode="bilinear", align_corners=False)
+            coarse = functional.conv2d(mixed[i + 1], self.across_scales[i])
+            coarse = functional.interpolate(coarse, size=mixed[i].shape[-2:], mode="bilinear", align_corners=False)
             mixed[i] = (mixed[i] + coarse) * 0.5**0.5
         return mixed
 
@@ -76,7 +76,7 @@ class Critic(nn.Module):
 
 
 def _head(inputs: int, layers: Sequence[tuple[int, int, int]]) -> nn.Sequential:
-    """Convolutions of (channels, kernel, stride) with spectral norm (Miyato et al. 2018), and a score for each place."""
+    """Convolutions of (channels, kernel, stride) with spectral norm (Miyato et al. 2018) and a score for each place."""
     parts: list[nn.Module] = []
     for outputs, kernel, stride in layers:
         convolution = spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False))
@@ -87,7 +87,10 @@ def _head(inputs: int, layers: Sequence[tuple[int, int, int]]) -> nn.Sequential:
 
 def critic_loss(real: Sequence[Tensor], drawn: Sequence[Tensor]) -> Tensor:
     """The hinge loss (Lim & Ye, "Geometric GAN", 2017), summed over the heads."""
-    losses = [F.relu(1 - r.float()).mean() + F.relu(1 + d.float()).mean() for r, d in zip(real, drawn, strict=True)]
+    losses = [
+        functional.relu(1 - r.float()).mean() + functional.relu(1 + d.float()).mean()
+        for r, d in zip(real, drawn, strict=True)
+    ]
     return torch.stack(losses).sum()
 
 
@@ -122,7 +125,7 @@ def _translate(image: Tensor, where: Tensor, most: int) -> Tensor:
     n, _, size, _ = image.shape
     first = (where * (2 * most + 1)).long()
     places = first[:, :, None] + torch.arange(size, device=image.device)
-    padded = F.pad(image, [most] * 4, mode="replicate").permute(0, 2, 3, 1)
+    padded = functional.pad(image, [most] * 4, mode="replicate").permute(0, 2, 3, 1)
     picture = torch.arange(n, device=image.device)[:, None, None]
     return padded[picture, places[:, 0, :, None], places[:, 1, None, :]].permute(0, 3, 1, 2)
 

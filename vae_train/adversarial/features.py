@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vae_runtime.errors import RuntimeMissingError
 
@@ -56,13 +56,13 @@ class FrozenConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: Layer, adjoint: Tensor) -> Tensor:
         before, behind = layer.padding(x.shape[-1])
         if before == behind:
-            y = F.conv2d(x, layer.weight, layer.bias, layer.stride, before, 1, layer.groups)
+            y = functional.conv2d(x, layer.weight, layer.bias, layer.stride, before, 1, layer.groups)
         else:
-            padded = F.pad(x, (before, behind, before, behind))
-            y = F.conv2d(padded, layer.weight, layer.bias, layer.stride, 0, 1, layer.groups)
+            padded = functional.pad(x, (before, behind, before, behind))
+            y = functional.conv2d(padded, layer.weight, layer.bias, layer.stride, 0, 1, layer.groups)
         ctx.layer, ctx.adjoint, ctx.size, ctx.before = layer, adjoint, x.shape[-1], before
         if layer.relu6:
-            F.hardtanh_(y, 0.0, 6.0)
+            functional.hardtanh_(y, 0.0, 6.0)
             ctx.save_for_backward(y)
         return y
 
@@ -78,7 +78,7 @@ class FrozenConvolution(torch.autograd.Function):
         else:
             gradient = _spread(gradient, layer, ctx.size, ctx.before)
             padding = 0
-        return F.conv2d(gradient, ctx.adjoint, None, 1, padding, 1, layer.groups), None, None
+        return functional.conv2d(gradient, ctx.adjoint, None, 1, padding, 1, layer.groups), None, None
 
 
 def _spread(gradient: Tensor, layer: Layer, size: int, before: int) -> Tensor:
@@ -109,7 +109,7 @@ class FeatureNetwork(nn.Module):
         self._blocks = self._make_blocks(weights)
         self._head = self._layer(weights, "_conv_head", "_bn1", stride=1, relu6=True)
         strides = [stride for _, _, stride in self._blocks]
-        self._taps = [i - 1 for i, stride in enumerate(strides) if stride == 2][1:] + [len(strides) - 1]
+        self._taps = [*[i - 1 for i, stride in enumerate(strides) if stride == 2][1:], len(strides) - 1]
         self.channels = tuple(self._layers[self._blocks[tap][0][-1]][0].weight.shape[0] for tap in self._taps)
         """Of the features at a quarter, an eighth, a sixteenth and a thirty-second of the side."""
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
@@ -169,7 +169,7 @@ class FeatureNetwork(nn.Module):
         return blocks
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureNetwork:
-        """The layers are no buffers, so that they stay out of every state_dict; they follow to a device all the same."""
+        """Move the layers too, which are no buffers so that they stay out of every state_dict."""
         super()._apply(fn, recurse)
         self._layers = [
             (Layer(fn(x.weight), fn(x.bias), x.stride, x.groups, x.relu6), fn(adjoint)) for x, adjoint in self._layers

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vae_runtime.latent import LOGVAR_RANGE
 from vae_train.config import STRIDE, TrainConfig
@@ -186,23 +187,50 @@ def reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     return mu + torch.exp(logvar.clamp(*LOGVAR_RANGE) / 2) * eps
 
 
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold each BatchNorm into the convolution before it, in place, as the exported graphs have it.
+
+    Every other parameter keeps its name, and the evaluated network its answers; `module` is left in eval mode.
+    """
+    module.eval()
+    for part in module.modules():
+        if not isinstance(part, nn.Sequential):
+            continue
+        for number, (before, norm) in enumerate(pairwise(list(part))):
+            if isinstance(norm, nn.BatchNorm2d):
+                transposed = isinstance(before, nn.ConvTranspose2d)
+                part[number] = fuse_conv_bn_eval(before, norm, transposed)
+                part[number + 1] = nn.Identity()
+
+
 class VAE(nn.Module):
-    """An encoder and a decoder. image, eps -> reconstruction, mu, logvar"""
+    """An encoder and a decoder. image, eps -> reconstruction, mu, logvar
+
+    batch_norm: False for convolutions with biases in place of BatchNorm, the form of exported graphs.
+    """
 
     def __init__(
-        self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic", decoder_blocks: int = 0
+        self,
+        image_size: int = 32,
+        latent_dim: int = 128,
+        preset: str = "classic",
+        decoder_blocks: int = 0,
+        batch_norm: bool = True,
     ) -> None:
         super().__init__()
         if image_size < STRIDE or image_size % STRIDE:
             raise ValueError(f"image_size: got {image_size}, expected a multiple of {STRIDE}")
         self.image_size, self.latent_dim, self.preset = image_size, latent_dim, preset
+        self.decoder_blocks = decoder_blocks
         self.encoder = Encoder(image_size, latent_dim, preset)
         self.decoder = Decoder(image_size, latent_dim, preset, decoder_blocks)
+        if not batch_norm:
+            fold_batch_norm(self)
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> VAE:
         """A network of the architecture that `config` describes, with random weights."""
-        return cls(config.image_size, config.latent_dim, config.preset, config.decoder_blocks)
+        return cls(config.image_size, config.latent_dim, config.preset, config.decoder_blocks, config.batch_norm)
 
     def forward(self, image: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encoder(image)
