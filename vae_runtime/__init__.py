@@ -28,8 +28,9 @@ from vae_runtime.images import fit_square, load_image
 from vae_runtime.latent import analogy, grid, interpolate, kl_divergence, lerp, path, reparameterize, slerp, traverse
 from vae_runtime.latent_analysis import attribute_direction, nearest, pca_directions, percentile
 from vae_runtime.model import VAE
+from vae_runtime.picture_files import find_images
 from vae_runtime.prior import Prior
-from vae_runtime.stream import CodesFile, find_images, open_codes, read_names
+from vae_runtime.stream import CodesFile, open_codes, read_names
 
 __all__ = [
     "VAE",

@@ -45,11 +45,13 @@ from vae_runtime.model import VAE
 from vae_runtime.ort.devices import usable_cores
 from vae_runtime.ort.graph import MAX_BATCH
 from vae_runtime.ort.verify import read_verified
+from vae_runtime.picture_files import find_images
 from vae_runtime.prior import Prior
-from vae_runtime.stream import CodesFile, batches, find_images, prefetch
+from vae_runtime.stream import CodesFile, batches, prefetch
 from vae_train.export.card_sections import write_chapter
 
 _SECONDS = 2.0
+_SHOWN = 50  # files that were left out, by name
 _HIDDEN = np.uint8(128)  # the grey of what is to be painted
 _MODEL = "a folder or hf:owner/name; the bundled model if not given"
 
@@ -370,15 +372,17 @@ def encode_images(arguments: argparse.Namespace) -> None:
     vae = VAE.load(arguments.model, variant=arguments.variant, device=arguments.device)
     unreadable: list[str] = []
     with CodesFile(arguments.output, vae.latent_dim, arguments.resume) as codes:
-        done = codes.done()
-        names = (str(path) for path in find_images(arguments.images) if str(path) not in done)
-        parts = prefetch(_read(vae, part, unreadable) for part in batches(names, arguments.batch))
+        found = find_images(arguments.images, known=codes.done())
+        parts = prefetch(_read(vae, part, unreadable) for part in batches(map(str, found), arguments.batch))
         for part in progress(parts, "encode"):
             if part:
                 codes.append([name for name, _ in part], vae.encode(np.stack([face for _, face in part]))[0])
         print(f"{codes.path}: {codes.count} codes of {codes.latent_dim} numbers, names in {codes.names_path}")
-    for sentence in unreadable:
+    left_out = unreadable + found.skipped
+    for sentence in left_out[:_SHOWN]:
         print(f"note: left out {sentence}", file=sys.stderr)
+    if len(left_out) > _SHOWN:
+        print(f"note: left out {len(left_out) - _SHOWN} more", file=sys.stderr)
 
 
 def _read(vae: VAE, names: list[str], unreadable: list[str]) -> list[tuple[str, Pixels]]:

@@ -32,8 +32,6 @@ Images: TypeAlias = ImageSource | Iterable[ImageSource]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What Pillow may open, by content; everything else is refused whatever its name says."""
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-"""How the names of pictures end, when a folder is searched for them."""
 BACKGROUND = (255, 255, 255)
 """The colour that transparent pixels are blended on."""
 MAX_BYTES = 64 * 2**20

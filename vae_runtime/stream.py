@@ -18,7 +18,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vae_runtime.errors import InputError, ModelFileError
-from vae_runtime.images import ENDINGS
 
 T = TypeVar("T")
 
@@ -73,17 +72,6 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Iterator[T]:
     finally:
         left.set()
         thread.join()
-
-
-def find_images(sources: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """The files themselves, and what lies in folders, nested, with a picture's ending, in the order of their names."""
-    for source in sources:
-        if not os.path.isdir(source):
-            yield Path(source)
-            continue
-        for folder, folders, files in os.walk(source):
-            folders.sort()
-            yield from (Path(folder, name) for name in sorted(files) if name.lower().endswith(ENDINGS))
 
 
 class CodesFile:

@@ -11,7 +11,7 @@ from tiny_model import DIM, SIZE
 
 from vae_runtime import VAE, ImageError, InputError, ModelFileError
 from vae_runtime.__main__ import main
-from vae_runtime.stream import CodesFile, batches, find_images, open_codes, prefetch, read_names
+from vae_runtime.stream import CodesFile, batches, open_codes, prefetch, read_names
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,6 @@ def test_reading_prefetch_ends_its_thread():
     assert threading.active_count() == before
     with pytest.raises(ZeroDivisionError):
         list(prefetch(1 // (2 - index) for index in range(4)))
-
-
-def test_images_are_found_in_the_order_of_their_names(folder):
-    found = [path.relative_to(folder).as_posix() for path in find_images([folder])]
-    assert found == [f"a/{i:02}.PNG" for i in range(0, 11, 2)] + [f"b/{i:02}.PNG" for i in range(1, 11, 2)]
 
 
 def encode(folder, out, tiny, *options):
