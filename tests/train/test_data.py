@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hub_stand_in import hub
 from PIL import Image
 
 from vae_runtime.images import fit_square, load_image
 from vae_train.data import faces as data
 from vae_train.data import sources
-from vae_train.data.faces import load_faces
-from vae_train.data.sources import check_source
+from vae_train.data.faces import Faces, load_faces
+from vae_train.data.sources import check_outside, check_source
 from vae_train.errors import DataError, UsageError
 
 
@@ -223,7 +226,8 @@ def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "fifo.png")
     faces = load_faces(str(folder), 8)
-    assert (len(faces), len(faces.skipped)) == (before, 3 + 3 + hasattr(os, "mkfifo"))
+    assert (len(faces), len(faces.skipped)) == (before, 3 + 4 + hasattr(os, "mkfifo"))
+    assert sum("link" in line for line in faces.skipped) == 4
 
 
 def test_archives_write_nothing_to_the_disk(tmp_path):
@@ -267,7 +271,7 @@ def write_parquet(path: Path, count: int) -> None:
 
 HUB_CODE = """
 import sys
-from vae_train.data.faces import load_faces
+from vae_train.data.faces import Faces, load_faces
 faces = load_faces(sys.argv[1], 16)
 print(len(faces), faces.name, len(faces.skipped), len(faces.unreadable), faces.sha256)
 """
@@ -390,10 +394,10 @@ def test_what_is_no_source(source, said):
 def test_folders_and_files_without_pictures(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UsageError, match="no pictures among the 0 files"):
+    with pytest.raises(UsageError, match=r"no pictures in this folder$"):
         check_source(str(empty))
     (empty / "a.txt").write_text("x")
-    with pytest.raises(UsageError, match="no pictures among the 1 files"):
+    with pytest.raises(UsageError, match=r"no pictures in this folder \(1 not a picture: a\.txt\)"):
         check_source(str(empty))
     with pytest.raises(UsageError, match="not a folder and not a readable"):
         check_source(str(empty / "a.txt"))
@@ -402,16 +406,162 @@ def test_folders_and_files_without_pictures(tmp_path):
         check_source(str(tmp_path / "a.zip"))
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("a.txt", "x")
-    with pytest.raises(DataError, match=r"no pictures in it \(1 other files\)"):
+    with pytest.raises(DataError, match=r"no pictures in it \(1 not a picture: a\.txt\)"):
         load_faces(str(tmp_path / "b.zip"), 8)
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_truncated_archives_are_refused(folder, kind):
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])
+@pytest.mark.parametrize("left", [2, 600, -20_000])  # the last 10 kB of a .tar may be padding
+def test_truncated_archives_are_refused(folder, kind, left):
     archive = pack(folder, kind)
-    archive.write_bytes(archive.read_bytes()[:-3000])
-    with pytest.raises((UsageError, DataError)):
+    archive.write_bytes(archive.read_bytes()[:left])
+    with pytest.raises((UsageError, DataError), match="faces"):
         load_faces(str(archive), 8)
+
+
+def test_a_tar_that_was_cut_between_two_members_is_refused(tmp_path):
+    archive = tmp_path / "faces.tar"
+    with tarfile.open(archive, "w") as file:
+        for index in range(20):
+            info = tarfile.TarInfo(f"{index}.png")
+            content = picture(index)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    with tarfile.open(archive) as file:
+        cut = file.getmembers()[10].offset
+    archive.write_bytes(archive.read_bytes()[:cut])
+    with pytest.raises(DataError, match="cut or damaged"):
+        load_faces(str(archive), 8)
+
+
+def test_folders_that_are_not_read_are_named(folder, tmp_path):
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "000.png").write_bytes(picture(1))
+    (folder / ".git").mkdir()
+    (tmp_path / "more").mkdir()
+    (folder / "more").symlink_to(tmp_path / "more")
+    skipped = load_faces(str(folder), 8).skipped
+    assert {"__MACOSX/: hidden", ".git/: hidden", "more/: a link to a folder, not followed"} <= set(skipped)
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("sub 1"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    faces = load_faces(str(folder), 8)
+    assert len(faces) == 83
+    assert "sub 1/: a folder that cannot be read (Permission denied)" in faces.skipped
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_names_of_any_encoding(tmp_path, kind):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        root.mkdir()
+    except OSError:
+        pytest.skip("this disk takes UTF-8 names only")
+    for index in range(12):
+        (root / os.fsdecode(b"\xff%d.png" % index)).write_bytes(picture(index))
+    (root / os.fsdecode(b"\xff.png")).write_bytes(b"broken")
+    add_good(root, 120)
+    source = root
+    if kind == "tar":
+        source = tmp_path / os.fsdecode(b"caf\xe9.tar")
+        with tarfile.open(source, "w") as archive:
+            archive.add(root, "faces")
+    elif kind == "zip":
+        source = tmp_path / os.fsdecode(b"caf\xe9.zip")
+        with zipfile.ZipFile(source, "w") as archive:
+            for path in root.iterdir():
+                archive.writestr(path.name.encode("utf-8", "replace").decode(), path.read_bytes())
+    faces = load_faces(str(source), 8)
+    assert len(faces) == 132
+    assert len(faces.unreadable) == 1
+    for text in [faces.name, *faces.names, *faces.unreadable, *faces.skipped]:
+        text.encode("utf-8")
+    json.dumps(load_faces([str(source), str(source)], 8).names)
+
+
+def test_too_few_different_pictures_are_found_before_training(tmp_path):
+    def faces(contents: list[bytes]) -> Faces:
+        path = tmp_path / "faces.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for index, content in enumerate(contents):
+                archive.writestr(f"{index}.png", content)
+        return load_faces(str(path), 8)
+
+    faces([picture(index) for index in range(40)]).check_trainable(32)
+    with pytest.raises(DataError, match=r"40 pictures.*fewer than one batch of 64"):
+        faces([picture(index) for index in range(40)]).check_trainable(64)
+    with pytest.raises(DataError, match=r"200 pictures, 1 different"):
+        faces([picture(0)] * 200).check_trainable(32)
+    equal_when_resized = []
+    for index in range(40):
+        pixels = np.full((80, 80, 3), 128, np.uint8)
+        pixels[0, 0] = 127 + index % 3, index, 1
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        equal_when_resized.append(buffer.getvalue())
+    with pytest.raises(DataError, match="differ at 8x8"):
+        faces(equal_when_resized).check_trainable(32)
+
+
+def test_what_is_written_may_not_lie_inside_the_data(folder, tmp_path, monkeypatch):
+    for inside in (folder, folder / "runs" / "one", tmp_path / "link" / "run"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(folder)
+        with pytest.raises(UsageError, match="--out"):
+            check_outside(inside, ["avatars", str(folder)], "--out")
+    check_outside(tmp_path / "run", [str(folder), str(pack(folder, "zip")), "hf:owner/name"], "--out")
+    monkeypatch.setenv("ANIME_VAE_CACHE", str(folder / "cache"))
+    with pytest.raises(UsageError, match="ANIME_VAE_CACHE"):
+        load_faces(str(folder), 8)
+
+
+def test_what_a_killed_process_left_in_the_cache_is_removed(folder, cache):
+    load_faces(str(folder), 8)
+    dead, alive = "0" * 32 + "-8-v2", "1" * 32 + "-8-v2"
+    for entry in (dead, alive):
+        (cache / f".filling-{entry}.abcdef").mkdir()
+    with FileLock(cache / f".{alive}.lock"):
+        load_faces(str(folder), 16)
+    assert [path.name for path in cache.glob(".filling-*")] == [f".filling-{alive}.abcdef"]
+
+
+def test_a_process_that_waits_for_the_cache_says_so(folder, cache, monkeypatch, capsys):
+    load_faces(str(folder), 8)
+    (lock,) = cache.glob(".*.lock")
+    shutil.rmtree(entries(cache)[0])
+    monkeypatch.setattr("vae_train.data.cache._WAIT", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(lock):
+            waiting = pool.submit(load_faces, str(folder), 8)
+            while "waiting for another process" not in capsys.readouterr().err:
+                assert not waiting.done()
+        assert len(waiting.result()) == 123
+
+
+def test_a_disk_without_locks(folder, monkeypatch):
+    def acquire(*_args, **_settings):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("vae_train.data.cache.FileLock.acquire", acquire)
+    assert len(load_faces(str(folder), 8)) == 123
+
+
+def test_a_full_disk_is_one_sentence(folder, cache, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vae_train.data.cache.Writer.add", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        load_faces(str(folder), 8)
+    assert not entries(cache)
 
 
 def test_of_processes_that_want_the_same_set_one_decodes(folder, cache, monkeypatch):

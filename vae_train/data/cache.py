@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -11,18 +12,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from vae_runtime.files import cache_folder
+from vae_runtime.files import CACHE_VARIABLE, cache_folder
 from vae_runtime.images import Pixels
 from vae_train.data.labels import Labels
 from vae_train.errors import DataError
 
 _FORMAT = 2  # to be raised whenever load_image or fit_square change: cached pixels do not pass them again
 _FILLING = ".filling-"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _WAIT = 2.0  # seconds of waiting for another process before a message says so
 
 
@@ -69,7 +72,7 @@ class Writer:
         self._keys += [key.tobytes() for key in keys]
         self.names += names
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Write what is left; the entry is then complete."""
         self._file.close()
         np.save(self._folder / "keys.npy", np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, 32))
@@ -77,8 +80,10 @@ class Writer:
         meta = {"count": len(self.names)} | {name: getattr(self, name) for name in fields}
         (self._folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
-    def abandon(self) -> None:
-        """Close the file of an entry that will not be kept."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 
@@ -102,13 +107,13 @@ def cached(digest: str, image_size: int, fill: Callable[[Writer], None]) -> Cach
         # Filled beside its place and renamed: a reader finds a whole entry or none.
         temporary = Path(tempfile.mkdtemp(prefix=f"{_FILLING}{folder.name}.", dir=folder.parent))
         try:
-            writer = Writer(temporary)
-            try:
+            with Writer(temporary) as writer:
                 fill(writer)
-                writer.close()
-            finally:
-                writer.abandon()
-            temporary.rename(folder)
+                writer.finish()
+            with contextlib.suppress(FileExistsError):  # filled by another process where there are no locks
+                temporary.rename(folder)
+        except OSError as error:
+            raise _not_writable(folder.parent, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return _open(folder, image_size)
@@ -126,14 +131,22 @@ def _lock(folder: Path) -> Iterator[None]:
             print("waiting for another process that is decoding the same pictures ...", file=sys.stderr)
             lock.acquire()
     except OSError as error:
-        raise DataError(
-            f"{folder.parent}: the cache cannot be written ({error.strerror}); set ANIME_VAE_CACHE to another folder"
-        ) from error
+        if error.errno not in _NO_LOCKS:
+            raise _not_writable(folder.parent, error) from error
+    except NotImplementedError:  # how filelock reports a disk without locks: two processes decode the same, that is all
+        pass
     try:
-        _remove_leftovers(folder.parent)
+        if lock.is_locked:
+            _remove_leftovers(folder.parent)
         yield
     finally:
         lock.release()
+
+
+def _not_writable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{folder}: the cache cannot be written ({error.strerror}); set {CACHE_VARIABLE} to another folder"
+    )
 
 
 def _lock_path(cache: Path, entry: str) -> Path:

@@ -11,22 +11,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vae_runtime.files import CACHE_VARIABLE, cache_folder
 from vae_runtime.images import Pixels, fit_square, load_image
 from vae_train.data.cache import CacheEntry, Writer, cached, picture_key
 from vae_train.data.labels import Labels, join_labels
-from vae_train.data.sources import AVATARS, Picture, PictureSource, check_source, open_source
+from vae_train.data.sources import AVATARS, Picture, PictureSource, check_outside, check_source, open_source, summarize
 from vae_train.errors import DataError
 
 HELD_OUT = 0.05
 """Share of the distinct pictures that is never trained on."""
 MAX_UNREADABLE = 0.01
 """Share of unreadable pictures up to which a run goes on without them."""
+
+MIN_DISTINCT = 10
+"""Different pictures that a run needs at least, at their original size and at that of the model."""
 
 _SHOWN = 20
 _AHEAD = 64
@@ -70,6 +74,27 @@ class Faces:
         """Whether a run or a model with this digest of its training data was trained on these pictures."""
         return sha256 in (self.sha256, self.legacy_sha256)
 
+    def check_trainable(self, batch_size: int) -> None:
+        """Raise DataError, with what was found and skipped, if there are too few pictures or too few different ones."""
+        distinct = len(self) - self.duplicates
+        found = f"{self.name}: {len(self)} pictures" + (f", {distinct} different ones" if distinct < len(self) else "")
+        if self.skipped:
+            found += f" (skipped: {summarize(self.skipped)})"
+        training = int((~self.held_out()).sum())
+        if distinct < MIN_DISTINCT:
+            raise DataError(f"{found}; expected at least {MIN_DISTINCT} different pictures")
+        if training < batch_size:
+            raise DataError(
+                f"{found}, of which {training} are not held out, fewer than one batch of {batch_size}; add pictures or "
+                "choose a smaller --batch-size"
+            )
+        if not _has_distinct(self.pixels, MIN_DISTINCT):
+            side = self.pixels.shape[-1]
+            raise DataError(
+                f"{found}; fewer than {MIN_DISTINCT} of them differ at {side}x{side}: give other pictures or a larger "
+                "--image-size"
+            )
+
     def held_out(self) -> NDArray[np.bool_]:
         """(N,): True for the held-out pictures: the 5 % of distinct contents whose digests are the smallest.
 
@@ -90,6 +115,7 @@ def load_faces(sources: str | Sequence[str], image_size: int, avatars: int = 800
     given = [sources] if isinstance(sources, str) else list(sources)
     for source in given:
         check_source(source)
+    check_outside(cache_folder(), given, CACHE_VARIABLE)
     parts: dict[str, Faces] = {}
     for source in given:
         part = _load(source, image_size, avatars, seed)
@@ -97,6 +123,16 @@ def load_faces(sources: str | Sequence[str], image_size: int, avatars: int = 800
             print(f"--data {source}: the same pictures as {parts[part.sha256].name}, used once", file=sys.stderr)
         parts.setdefault(part.sha256, part)
     return _union(list(parts.values()), image_size) if len(parts) > 1 else next(iter(parts.values()))
+
+
+def _has_distinct(pixels: NDArray[np.uint8], count: int) -> bool:
+    """Whether at least `count` of pictures (N, 3, S, S) differ; reads no more of them than it takes to know."""
+    seen: set[bytes] = set()
+    for picture in pixels:
+        seen.add(hashlib.sha256(picture).digest())
+        if len(seen) >= count:
+            return True
+    return False
 
 
 def _load(source: str, image_size: int, avatars: int, seed: int) -> Faces:
@@ -155,7 +191,7 @@ def _decode_into(writer: Writer, pictures: PictureSource, image_size: int) -> No
 
     name = pictures.name
     total = None if pictures.archives else len(pictures.files)
-    with ThreadPoolExecutor() as pool, tqdm(total=total, desc=f"decoding {name}", unit="img") as bar:
+    with ThreadPoolExecutor() as pool, tqdm(total=total, desc=f"decoding {name}", **_bar()) as bar:
         for picture, task in _in_order(pool, decode, pictures):
             try:
                 pixels, key = task.result()
@@ -169,7 +205,8 @@ def _decode_into(writer: Writer, pictures: PictureSource, image_size: int) -> No
     writer.skipped += pictures.skipped
     found = len(writer.names) + len(writer.unreadable)
     if found == 0:
-        raise DataError(f"{name}: no pictures in it ({len(writer.skipped)} other files)")
+        skipped = f" ({summarize(writer.skipped)})" if writer.skipped else ""
+        raise DataError(f"{name}: no pictures in it{skipped}")
     if len(writer.unreadable) > MAX_UNREADABLE * found:
         raise DataError(
             f"{name}: {len(writer.unreadable)} of {found} pictures cannot be read, more than {MAX_UNREADABLE:.0%}; "
@@ -195,10 +232,15 @@ def _in_order(
     yield from waiting
 
 
+def _bar() -> dict[str, Any]:
+    """Settings of a progress bar, which is rarely updated where it goes into a log file."""
+    return {"unit": "img", "mininterval": 0.2 if sys.stderr is not None and sys.stderr.isatty() else 10.0}
+
+
 def _draw_into(writer: Writer, count: int, image_size: int, seed: int) -> None:
     from vae_train.data.avatars import draw_many
 
-    faces = tqdm(draw_many(count, image_size, seed), total=count, desc="drawing avatars", unit="img")
+    faces = tqdm(draw_many(count, image_size, seed), total=count, desc="drawing avatars", **_bar())
     for index, (pixels, attributes) in enumerate(faces):
         writer.add(str(index), pixels, picture_key(pixels))
         for attribute, value in attributes.items():

@@ -7,10 +7,10 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from vae_runtime.errors import InputError
 from vae_runtime.hub import HUB_PREFIX, download, parse_address
@@ -18,6 +18,7 @@ from vae_runtime.images import MAX_BYTES
 from vae_train.errors import DataError, UsageError
 
 AVATARS = "avatars"
+NOT_A_PICTURE = "not a picture"
 
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 _ARCHIVE_ENDINGS = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz"}
@@ -27,8 +28,8 @@ _HUB_PATTERNS = [
     for ending in sorted(_IMAGE_ENDINGS | _ARCHIVE_ENDINGS | {".parquet"})
 ]
 
-File: TypeAlias = tuple[str, Path | None]
-"""Name within the source, and path on disk; None for a link out of it, a dangling one, or a special file."""
+File: TypeAlias = tuple[str, Path | str]
+"""Name within the source, and the path on disk, or the reason why the file or folder is skipped."""
 Picture: TypeAlias = tuple[str, Callable[[], bytes]]
 """The name of a picture within its source, and a function that reads its bytes."""
 
@@ -51,11 +52,36 @@ def check_source(source: str) -> None:
     if not os.access(path, os.R_OK):
         raise UsageError(f"--data {source}: no permission to read it")
     if path.is_dir():
-        if next(_folder_pictures(path, within=path.resolve()), None) is None:
-            found = sum(len(files) for _, _, files in os.walk(path))
-            raise UsageError(f"--data {source}: no pictures among the {found} files of this folder")
-    elif not (path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))):
+        _check_folder(path)
+    elif not (path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))):
         raise UsageError(f"--data {source}: not a folder and not a readable .zip or .tar")
+
+
+def _check_folder(path: Path) -> None:
+    skipped: list[str] = []
+    for name, place in _walk(path, path.resolve()):
+        if isinstance(place, str):
+            skipped.append(f"{name}: {place}")
+        elif looks_like_picture(name, _head(place)):
+            return
+        else:
+            skipped.append(f"{name}: {NOT_A_PICTURE}")
+    found = f" ({summarize(skipped)})" if skipped else ""
+    raise UsageError(f"--data {printable(str(path))}: no pictures in this folder{found}")
+
+
+def check_outside(folder: Path, sources: Sequence[str], what: str) -> None:
+    """Raise UsageError if `folder`, which is written to, lies inside one of the folders that pictures are read from.
+
+    what: the option or variable that names it. Figures and caches would become training pictures.
+    """
+    for source in sources:
+        is_folder = source != AVATARS and not source.startswith(HUB_PREFIX) and Path(source).is_dir()
+        if is_folder and folder.resolve().is_relative_to(Path(source).resolve()):
+            raise UsageError(
+                f"{what} {folder}: lies inside --data {source}, so files written there would become training pictures; "
+                "give a folder outside of it"
+            )
 
 
 def open_source(source: str) -> PictureSource:
@@ -63,11 +89,11 @@ def open_source(source: str) -> PictureSource:
     if source.startswith(HUB_PREFIX):
         folder = download(source, kind="dataset", patterns=_HUB_PATTERNS)
         # A snapshot of the Hub consists of links into its blob store, two folders up.
-        return PictureSource(source, list(_folder_files(folder, folder.parent.parent.resolve())), archives=True)
+        return PictureSource(source, list(_walk(folder, folder.parent.parent.resolve())), archives=True)
     path = Path(source)
-    name = path.resolve().name
+    name = printable(path.resolve().name)
     if path.is_dir():
-        return PictureSource(name, list(_folder_files(path, path.resolve())), archives=False)
+        return PictureSource(name, list(_walk(path, path.resolve())), archives=False)
     return PictureSource(name, [(name, path)], archives=True)
 
 
@@ -81,7 +107,11 @@ class PictureSource:
         """archives: whether files may be archives and tables that hold pictures."""
         self.name, self.files, self.archives = name, files, archives
         self.skipped: list[str] = []
-        self._contents = [(name, path, path and _file_digest(path)) for name, path in files]
+        self._contents = [(name, path if isinstance(path, str) else self._content(name, path)) for name, path in files]
+
+    def _content(self, name: str, path: Path) -> str:
+        # Of other files than pictures and archives only the name counts, which is listed among the skipped ones.
+        return _file_digest(path) if self.archives or looks_like_picture(name, _head(path)) else NOT_A_PICTURE
 
     def digest(self) -> str:
         """SHA-256 of everything that decides which pictures there are: file names and contents.
@@ -89,34 +119,34 @@ class PictureSource:
         A single archive may be renamed: its own name does not count.
         """
         total = hashlib.sha256(b"archives" if self.archives else b"pictures")
-        for name, _, content in self._contents:
+        for name, content in self._contents:
             inner = "" if self.archives and len(self.files) == 1 else name
             total.update(f"{inner}\0{content}\0".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
     def legacy_digest(self) -> str:
         """The digest under which models of version 0 and their runs know an archive; it depends on the file's name."""
-        lines = (f"{name}\0{content}\0".encode("utf-8", "surrogateescape") for name, _, content in self._contents)
+        lines = (f"{name}\0{content}\0".encode("utf-8", "surrogateescape") for name, content in self._contents)
         return hashlib.sha256(b"".join(lines)).hexdigest()
 
     def __iter__(self) -> Iterator[Picture]:
         self.skipped.clear()
         for name, path in self.files:
-            if path is None:
-                self._skip(name, "a link out of the folder, or not a regular file")
+            if isinstance(path, str):
+                self._skip(name, path)
             elif looks_like_picture(name, _head(path)):
-                yield name, partial(_file_bytes, path)
+                yield printable(name), partial(_file_bytes, path)
             elif self.archives and zipfile.is_zipfile(path):
                 yield from self._zip(name, path)
             elif self.archives and _ending(name) == ".parquet":
                 yield from self._parquet(name, path)
-            elif self.archives and tarfile.is_tarfile(path):
+            elif self.archives and _is_tar(path):
                 yield from self._tar(name, path)
             else:
                 self._skip(name)
 
-    def _skip(self, name: str, reason: str = "not a picture") -> None:
-        self.skipped.append(f"{name}: {reason}")
+    def _skip(self, name: str, reason: str = NOT_A_PICTURE) -> None:
+        self.skipped.append(f"{printable(name)}: {reason}")
 
     def _zip(self, archive: str, path: Path) -> Iterator[Picture]:
         try:
@@ -129,11 +159,11 @@ class PictureSource:
                     else:
                         self._skip(member.filename)
         except Exception as error:
-            raise DataError(f"{archive}: not a readable .zip ({error})") from error
+            raise DataError(f"{printable(archive)}: not a readable .zip ({error})") from error
 
     def _tar(self, archive: str, path: Path) -> Iterator[Picture]:
         try:
-            with tarfile.open(path, "r:*") as file:
+            with tarfile.open(path, "r:*", tarinfo=_WholeHeader) as file:
                 for member in file:
                     if member.isdir():
                         continue
@@ -141,11 +171,11 @@ class PictureSource:
                     stream = file.extractfile(member) if member.isreg() else None
                     data = stream.read(MAX_BYTES + 1) if stream else b""
                     if stream and looks_like_picture(member.name, data[:16]):
-                        yield member.name, partial(bytes, data)
+                        yield printable(member.name), partial(bytes, data)
                     else:
                         self._skip(member.name)
         except Exception as error:  # tarfile's, the disk's, and those of zlib, bz2 and lzma
-            raise DataError(f"{archive}: not a readable .tar ({error})") from error
+            raise DataError(f"{printable(archive)}: not a readable .tar ({error})") from error
 
     def _parquet(self, table: str, path: Path) -> Iterator[Picture]:
         """Rows of a column of the Hub's image feature, {bytes, path}, or of plain binary."""
@@ -185,24 +215,53 @@ def _hidden(name: str) -> bool:
     return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
 
-def _folder_files(root: Path, within: Path) -> Iterator[File]:
-    """Each file below `root`, sorted; links that leave `within` are not followed."""
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        for file in sorted(files):
-            path = Path(folder, file)
-            name = path.relative_to(root).as_posix()
-            try:
-                inside = not path.is_symlink() or path.resolve().is_relative_to(within)
-                yield name, path if inside and stat.S_ISREG(path.stat().st_mode) else None
-            except (OSError, RuntimeError):  # a dangling link, or a loop of links
-                yield name, None
+def _walk(root: Path, within: Path) -> Iterator[File]:
+    """Everything below `root` in the order of names; what lies behind a link to a folder, or outside of `within`, is
+    skipped with a reason."""
+    unreadable: list[OSError] = []
+    for folder, folders, files in os.walk(root, onerror=unreadable.append):
+        place = Path(folder).relative_to(root)
+        for name in sorted(folders):
+            if _hidden(name):
+                yield f"{(place / name).as_posix()}/", "hidden"
+            elif os.path.islink(Path(folder, name)):
+                yield f"{(place / name).as_posix()}/", "a link to a folder, not followed"
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for name in sorted(files):
+            yield (place / name).as_posix(), _regular_file(Path(folder, name), within)
+    for error in unreadable:
+        yield (
+            f"{Path(error.filename).relative_to(root).as_posix()}/",
+            f"a folder that cannot be read ({error.strerror})",
+        )
 
 
-def _folder_pictures(root: Path, within: Path) -> Iterator[tuple[str, Path]]:
-    for name, path in _folder_files(root, within):
-        if path is not None and looks_like_picture(name, _head(path)):
-            yield name, path
+def _regular_file(path: Path, within: Path) -> Path | str:
+    """The path itself, or the reason why it is not read."""
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(within):
+            return "a link out of the folder, not followed"
+        return path if stat.S_ISREG(path.stat().st_mode) else "not a regular file"
+    except (OSError, RuntimeError):
+        return "a broken link"
+
+
+def printable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 become U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def summarize(skipped: Sequence[str], shown: int = 3) -> str:
+    """ "2 not a picture: a.txt, b.txt; 1 a broken link: c.png" from lines of `name: reason`."""
+    reasons: dict[str, list[str]] = {}
+    for line in skipped:
+        name, _, reason = line.rpartition(": ")
+        reasons.setdefault(reason, []).append(name)
+    parts = [
+        f"{len(names)} {reason}: {', '.join(names[:shown])}" + (", ..." if len(names) > shown else "")
+        for reason, names in reasons.items()
+    ]
+    return "; ".join(parts)
 
 
 def _head(path: Path) -> bytes:
@@ -224,6 +283,26 @@ def _file_digest(path: Path) -> str:
 def _file_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)  # one more than load_image accepts, so that it refuses the rest unread
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except (OSError, EOFError, ValueError):  # what gzip, bz2 and lzma raise for a file that was cut
+        return False
+
+
+class _WholeHeader(tarfile.TarInfo):
+    """A header of a member, or ReadError: tarfile takes a missing or damaged one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) == tarfile.BLOCKSIZE and not any(buf):  # the end is marked by zeros
+            return super().frombuf(buf, encoding, errors)
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"cut or damaged: {error}") from error
 
 
 def _zip_head(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
