@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +14,18 @@ from typing import Any, Self, TypeAlias
 from vae_runtime.errors import InputError
 from vae_runtime.hub import HUB_PREFIX, download, parse_address
 from vae_runtime.images import MAX_BYTES
+from vae_runtime.picture_files import ENDINGS, HEAD, FolderEntry, looks_like_picture, read_head, walk_files
 from vae_train.errors import DataError, UsageError
 
 AVATARS = "avatars"
 NOT_A_PICTURE = "not a picture"
 
-_IMAGE_ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 _ARCHIVE_ENDINGS = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz"}
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _HUB_PATTERNS = [
     "*" + "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in ending)  # the Hub's patterns are case-sensitive
-    for ending in sorted(_IMAGE_ENDINGS | _ARCHIVE_ENDINGS | {".parquet"})
+    for ending in sorted({*ENDINGS, *_ARCHIVE_ENDINGS, ".parquet"})
 ]
 
-File: TypeAlias = tuple[str, Path | str]
-"""Name within the source, and the path on disk, or the reason why the file or folder is skipped."""
 Picture: TypeAlias = tuple[str, Callable[[], bytes]]
 """The name of a picture within its source, and a function that reads its bytes."""
 
@@ -59,13 +55,10 @@ def check_source(source: str) -> None:
 
 def _check_folder(path: Path) -> None:
     skipped: list[str] = []
-    for name, place in _walk(path, path.resolve()):
-        if isinstance(place, str):
-            skipped.append(f"{name}: {place}")
-        elif looks_like_picture(name, _head(place)):
+    for name, place, problem in walk_files(path, path.resolve()):
+        if not problem and _is_picture(name, place):
             return
-        else:
-            skipped.append(f"{name}: {NOT_A_PICTURE}")
+        skipped.append(f"{printable(name)}: {problem or NOT_A_PICTURE}")
     found = f" ({summarize(skipped)})" if skipped else ""
     raise UsageError(f"--data {printable(str(path))}: no pictures in this folder{found}")
 
@@ -89,12 +82,12 @@ def open_source(source: str) -> PictureSource:
     if source.startswith(HUB_PREFIX):
         folder = download(source, kind="dataset", patterns=_HUB_PATTERNS)
         # A snapshot of the Hub consists of links into its blob store, two folders up.
-        return PictureSource(source, list(_walk(folder, folder.parent.parent.resolve())), archives=True)
+        return PictureSource(source, list(walk_files(folder, folder.parent.parent.resolve())), archives=True)
     path = Path(source)
     name = printable(path.resolve().name)
     if path.is_dir():
-        return PictureSource(name, list(_walk(path, path.resolve())), archives=False)
-    return PictureSource(name, [(name, path)], archives=True)
+        return PictureSource(name, list(walk_files(path, path.resolve())), archives=False)
+    return PictureSource(name, [FolderEntry(name, path, "")], archives=True)
 
 
 class PictureSource:
@@ -103,15 +96,15 @@ class PictureSource:
     `skipped` holds `name: reason` of every file that is not a picture; it is complete after an iteration.
     """
 
-    def __init__(self, name: str, files: list[File], archives: bool) -> None:
+    def __init__(self, name: str, files: list[FolderEntry], archives: bool) -> None:
         """archives: whether files may be archives and tables that hold pictures."""
         self.name, self.files, self.archives = name, files, archives
         self.skipped: list[str] = []
-        self._contents = [(name, path if isinstance(path, str) else self._content(name, path)) for name, path in files]
+        self._contents = [(name, problem or self._content(name, path)) for name, path, problem in files]
 
     def _content(self, name: str, path: Path) -> str:
         # Of other files than pictures and archives only the name counts, which is listed among the skipped ones.
-        return _file_digest(path) if self.archives or looks_like_picture(name, _head(path)) else NOT_A_PICTURE
+        return _file_digest(path) if self.archives or _is_picture(name, path) else NOT_A_PICTURE
 
     def digest(self) -> str:
         """SHA-256 of everything that decides which pictures there are: file names and contents.
@@ -131,10 +124,10 @@ class PictureSource:
 
     def __iter__(self) -> Iterator[Picture]:
         self.skipped.clear()
-        for name, path in self.files:
-            if isinstance(path, str):
-                self._skip(name, path)
-            elif looks_like_picture(name, _head(path)):
+        for name, path, problem in self.files:
+            if problem:
+                self._skip(name, problem)
+            elif _is_picture(name, path):
                 yield printable(name), partial(_file_bytes, path)
             elif self.archives and zipfile.is_zipfile(path):
                 yield from self._zip(name, path)
@@ -170,7 +163,7 @@ class PictureSource:
                     # Links and devices have no bytes of their own; nothing is ever written to the disk.
                     stream = file.extractfile(member) if member.isreg() else None
                     data = stream.read(MAX_BYTES + 1) if stream else b""
-                    if stream and looks_like_picture(member.name, data[:16]):
+                    if stream and looks_like_picture(member.name, data[:HEAD]):
                         yield printable(member.name), partial(bytes, data)
                     else:
                         self._skip(member.name)
@@ -198,52 +191,13 @@ class PictureSource:
             raise DataError(f"{table}: not a readable .parquet ({str(error)[:120]})") from error
 
 
-def looks_like_picture(name: str, head: bytes) -> bool:
-    """Whether a file is taken for a picture, by the ending of its name or its first 16 bytes."""
-    if _hidden(name):  # .DS_Store, and the AppleDouble files that macOS puts beside each picture of an archive
-        return False
-    return _ending(name) in _IMAGE_ENDINGS or head.startswith(_SIGNATURES) or head[:4] + head[8:12] == b"RIFFWEBP"
+def _is_picture(name: str, path: Path) -> bool:
+    return looks_like_picture(name, b"") or looks_like_picture(name, read_head(path))
 
 
 def _ending(name: str) -> str:
     lower = name.lower()
     return next((e for e in (".tar.gz", ".tar.bz2", ".tar.xz") if lower.endswith(e)), os.path.splitext(lower)[1])
-
-
-def _hidden(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
-
-
-def _walk(root: Path, within: Path) -> Iterator[File]:
-    """Everything below `root` in the order of names; what lies behind a link to a folder, or outside of `within`, is
-    skipped with a reason."""
-    unreadable: list[OSError] = []
-    for folder, folders, files in os.walk(root, onerror=unreadable.append):
-        place = Path(folder).relative_to(root)
-        for name in sorted(folders):
-            if _hidden(name):
-                yield f"{(place / name).as_posix()}/", "hidden"
-            elif os.path.islink(Path(folder, name)):
-                yield f"{(place / name).as_posix()}/", "a link to a folder, not followed"
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        for name in sorted(files):
-            yield (place / name).as_posix(), _regular_file(Path(folder, name), within)
-    for error in unreadable:
-        yield (
-            f"{Path(error.filename).relative_to(root).as_posix()}/",
-            f"a folder that cannot be read ({error.strerror})",
-        )
-
-
-def _regular_file(path: Path, within: Path) -> Path | str:
-    """The path itself, or the reason why it is not read."""
-    try:
-        if path.is_symlink() and not path.resolve().is_relative_to(within):
-            return "a link out of the folder, not followed"
-        return path if stat.S_ISREG(path.stat().st_mode) else "not a regular file"
-    except (OSError, RuntimeError):
-        return "a broken link"
 
 
 def printable(name: str) -> str:
@@ -262,14 +216,6 @@ def summarize(skipped: Sequence[str], shown: int = 3) -> str:
         for reason, names in reasons.items()
     ]
     return "; ".join(parts)
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(16)
-    except OSError:
-        return b""
 
 
 def _file_digest(path: Path) -> str:
@@ -306,11 +252,11 @@ class _WholeHeader(tarfile.TarInfo):
 
 
 def _zip_head(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    if _ending(member.filename) in _IMAGE_ENDINGS:
+    if looks_like_picture(member.filename, b""):
         return b""
     try:
         with file.open(member) as stream:
-            return stream.read(16)
+            return stream.read(HEAD)
     except Exception:  # damaged or encrypted: not a picture by its content, and not one by its name
         return b""
 
