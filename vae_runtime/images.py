@@ -1,21 +1,22 @@
-"""The one funnel for pictures. In: a path, bytes, PIL image or array becomes RGB uint8. Out: grids, PNG, animations.
+"""Pictures in: paths, bytes, file objects, PIL images and arrays become RGB uint8, and uint8 becomes network input.
 
-The way in is made for files from strangers. Formats are an allowlist, and what a file claims (its bytes, pixels and
-JPEG scans) is checked before anything is decoded, as Pillow's security handbook advises. EXIF orientation is applied,
-transparency is blended on `BACKGROUND`, 16-bit grey is scaled to 8 bits, and of an animation the first frame counts.
+Files are treated as untrusted. Formats are an allowlist, and what a file claims (bytes, pixels, JPEG scans, PNG chunks)
+is checked before anything is decoded. EXIF orientation is applied, transparency is blended on `BACKGROUND`, 16-bit gray
+is scaled to 8 bits, and of an animation the first frame counts.
 """
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import stat
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vae_runtime.errors import (
     ImageArrayError,
@@ -25,51 +26,108 @@ from vae_runtime.errors import (
     ImageTypeError,
     InputTypeError,
 )
+from vae_runtime.image_bytes import MAX_SCANS, PNG_SIGNATURE, clean_png, count_scans
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Pixels
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Pixels
 Images: TypeAlias = ImageSource | Iterable[ImageSource]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What Pillow may open, by content; everything else is refused whatever its name says."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+"""What Pillow may open, by content, where it can: HEIF needs pillow-heif. Other formats are refused under any name."""
 BACKGROUND = (255, 255, 255)
-"""The colour that transparent pixels are blended on."""
+"""The color that transparent pixels are blended on."""
 MAX_BYTES = 64 * 2**20
 """Largest file."""
 MAX_PIXELS = 50_000_000
 """Most pixels of one picture: about 150 MB decoded."""
-MAX_SCANS = 200
-"""Most scans of a progressive JPEG: an honest one has about 10, and thousands take minutes to decode."""
 
-_SCAN_MARKER = b"\xff\xda"
+_EXPECTED = "expected a path, bytes, a file object, a PIL image or a uint8 array (H, W, 3)"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")
 
 
 def load_image(source: ImageSource) -> Pixels:
     """One picture as RGB uint8 (H, W, 3), in its original size, upright.
 
-    source: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-    Raises ImageError for what cannot or must not be read: ImageNotFoundError, ImagePermissionError, ImageArrayError,
-    and ImageTypeError for another type.
+    source: a path, the bytes of a file, a binary file object (anything with `read`), a PIL image, or a uint8 array
+    (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Raises ImageError for what cannot be read or is refused:
+    ImageNotFoundError, ImagePermissionError, ImageArrayError, and ImageTypeError for another type.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _from_pil(source, "image")
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(source), "bytes")
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        return _from_bytes(_read_file(path), str(path))
-    raise ImageTypeError(
-        f"image: got {type(source).__name__}, expected a path, bytes, a PIL image or a uint8 array (H, W, 3)"
-    )
+    if isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[-1] == 3:
+        return np.ascontiguousarray(_check_array(source))
+    image = _open(source)
+    if image.mode == "RGBA":
+        ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        image = Image.alpha_composite(ground, image)
+    return np.array(image.convert("RGB"))
+
+
+def load_mask(source: ImageSource) -> NDArray[np.bool_]:
+    """A mask (H, W) from a picture: where it is opaque if it has transparent pixels, else where it is bright.
+
+    Bright means above 127 in a channel, or 1 where all values are 0 or 1. Sources and errors: see `load_image`.
+    """
+    pixels = np.asarray(_open(source))
+    if pixels.shape[-1] == 4 and pixels[..., 3].min() < 255:
+        return np.asarray(pixels[..., 3] > 127)
+    bright = pixels[..., :3].max(axis=2)
+    return np.asarray(bright > (0 if bright.max() == 1 else 127))
+
+
+def load_each(images: Images) -> Iterator[Pixels]:
+    """`load_image` of one picture or of each of several; an error in several names the position."""
+    if is_one_image(images):
+        yield load_image(images)  # type: ignore[arg-type]  # it is one
+        return
+    for index, source in enumerate(each_image(images)):
+        yield load_at(source, index)
+
+
+def load_at(source: ImageSource, index: int) -> Pixels:
+    """`load_image`, with the position of the picture in its errors."""
+    try:
+        return load_image(source)
+    except ImageError as error:
+        error.args = (f"images[{index}]: {str(error.args[-1]).removeprefix('image: ')}",)
+        raise
+
+
+def is_one_image(images: Images) -> bool:
+    """Whether this is a single picture and not an iterable of pictures."""
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4 and not _is_list(images)
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read")
+
+
+def each_image(images: Images) -> Iterable[ImageSource]:
+    """The pictures one by one. InputTypeError for what is neither a picture nor an ordered iterable of pictures."""
+    if is_one_image(images):
+        return [images]  # type: ignore[list-item]  # it is one
+    if not isinstance(images, Iterable) or isinstance(images, (Mapping, Set)):
+        hint = "; pass list(images.values())" if isinstance(images, Mapping) else ""
+        raise InputTypeError(
+            f"images: got {type(images).__name__}, expected a picture or an ordered iterable of pictures{hint}"
+        )
+    return images
+
+
+def prepare(images: Images, size: int) -> Pixels:
+    """The central squares of one or many pictures, resampled: uint8 (n, size, size, 3)."""
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (size, size, 3):
+        return images
+    each_image(images)  # refuses what is not iterable
+    return stack([fit_square(picture, size) for picture in load_each(images)], size)
+
+
+def stack(pictures: Sequence[Pixels], size: int) -> Pixels:
+    """Pictures (size, size, 3) as one array (n, size, size, 3), n >= 0."""
+    return np.stack(pictures) if pictures else np.empty((0, size, size, 3), np.uint8)
 
 
 def fit_square(image: Pixels, size: int) -> Pixels:
     """The central square of an RGB picture, resampled to (size, size, 3); a picture of that size comes back as it is.
 
-    The filter is Pillow's antialiased bilinear (a triangle as wide as the new pixels), which is also the default of
-    torchvision's Resize: figures measured elsewhere at 32 x 32 compare only if the pictures were made the same way.
+    The filter is Pillow's antialiased bilinear (a triangle as wide as the new pixels), the default of torchvision's
+    Resize too: metrics at 32 x 32 compare only if the pictures were resampled the same way.
     """
     height, width = image.shape[:2]
     if height == width == size:
@@ -78,6 +136,30 @@ def fit_square(image: Pixels, size: int) -> Pixels:
     left, top = (width - side) // 2, (height - side) // 2
     square = Image.fromarray(image[top : top + side, left : left + side])
     return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _is_list(array: NDArray[Any]) -> bool:
+    """Whether an array is a list of pictures: paths, or objects."""
+    return array.ndim == 1 and array.dtype.kind in "OU"
+
+
+def _open(source: ImageSource) -> Image.Image:
+    """The decoded picture, upright, of mode RGB, or RGBA if it has transparency."""
+    if isinstance(source, np.ndarray):
+        pixels = np.ascontiguousarray(_check_array(source))
+        pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+        return _convert(Image.fromarray(pixels), "image")
+    if isinstance(source, Image.Image):
+        return _from_pil(source, "image")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source), "image")
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        return _from_bytes(_read_file(path), str(path))
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        return _from_bytes(_read_object(source), name if isinstance(name, str) and name else "image")
+    raise ImageTypeError(f"image: got {type(source).__name__}, {_EXPECTED}")
 
 
 def _read_file(path: str) -> bytes:
@@ -95,21 +177,40 @@ def _read_file(path: str) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error})") from error
 
 
-def _from_bytes(data: bytes, name: str) -> Pixels:
+def _read_object(file: Any) -> bytes:
+    """What is left of a binary file object, at most one byte more than is accepted."""
+    data = bytearray()
+    try:
+        while len(data) <= MAX_BYTES:
+            part = file.read(MAX_BYTES + 1 - len(data))
+            if not isinstance(part, (bytes, bytearray, memoryview)):
+                break
+            if not part:
+                return bytes(data)
+            data += part
+        else:
+            return bytes(data)
+    except Exception as error:  # the object's own errors: closed, a broken connection
+        raise ImageError(f"image: the file object cannot be read ({_reason(error)})") from error
+    if inspect.iscoroutine(part):
+        part.close()
+    raise ImageTypeError(
+        f"image: got a file object whose read gives {type(part).__name__}, expected one opened as 'rb'"
+    )
+
+
+def _from_bytes(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: empty, expected a picture")
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name}: more than {MAX_BYTES // 2**20} MiB, the most that is read")
-    if data.startswith(b"\xff\xd8") and data.count(_SCAN_MARKER) > MAX_SCANS:
+    if data.startswith(b"\xff\xd8") and count_scans(data) > MAX_SCANS:
         raise ImageError(f"{name}: a JPEG of more than {MAX_SCANS} scans, refused because it takes minutes to decode")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if data.startswith(PNG_SIGNATURE):
+            return _from_png(data, name)
+        with _pillow(data) as image:
             _check_size(image, name)
-            if image.format == "PNG":
-                image.verify()  # the checksums; the image is spent afterwards
-            else:
-                return _convert(image, name)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _convert(image, name)
     except ImageError:
         raise
@@ -117,7 +218,40 @@ def _from_bytes(data: bytes, name: str) -> Pixels:
         raise ImageError(f"{name}: not a picture that can be read ({_reason(error)})") from error
 
 
-def _from_pil(image: Image.Image, name: str) -> Pixels:
+def _from_png(data: bytes, name: str) -> Image.Image:
+    png = clean_png(data)
+    with _pillow(png.data) as image:
+        _check_size(image, name)
+        if png.transparent is None:
+            return _convert(image, name)
+        image.load()
+        with _pillow(png.data) as low:  # Pillow gives the high bytes of 16 bits; this gives the low ones
+            low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+            key = np.array(png.transparent)
+            same = (np.asarray(image) == key >> 8) & (np.asarray(low) == key & 255)
+        alpha = np.where(same.all(axis=2), 0, 255).astype(np.uint8)
+        keyed = image.copy()
+        keyed.putalpha(Image.fromarray(alpha))
+        return _convert(keyed, name)
+
+
+def _pillow(data: bytes) -> ImageFile.ImageFile:
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)] if data[4:8] == b"ftyp" else b""
+    if b"avif" not in brands and any(brand in brands for brand in _HEIF_BRANDS):
+        _register_heif()
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[kind for kind in FORMATS if kind in Image.OPEN])
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ImageError("a HEIC picture needs pillow-heif; pip install pillow-heif") from error
+    register_heif_opener()
+
+
+def _from_pil(image: Image.Image, name: str) -> Image.Image:
     try:
         _check_size(image, name)
         return _convert(image, name)
@@ -129,7 +263,7 @@ def _from_pil(image: Image.Image, name: str) -> Pixels:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "expected JPEG, PNG, WebP, GIF or BMP"
+        return "expected JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
     return f"{type(error).__name__}: {str(error)[:120]}" if str(error) else type(error).__name__
 
 
@@ -143,38 +277,41 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name}: {width} x {height} pixels, expected at least one")
 
 
-def _convert(image: Image.Image, name: str) -> Pixels:
+def _convert(image: Image.Image, name: str) -> Image.Image:
+    """Decoded, upright, RGB or RGBA."""
     image.load()
     image = _upright(image)
     if image.mode.startswith("I"):
-        image = _scale_grey16(image, name)
+        image = _scale_gray16(image, name)
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels, expected 8 or 16 bits a channel")
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(ground, picture)
-    return np.array(image.convert("RGB"))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing about the pixels, which are good
+    except Exception:  # damaged EXIF does not affect the pixels
         return image
 
 
-def _scale_grey16(image: Image.Image, name: str) -> Image.Image:
+def _scale_gray16(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{name}: grey values from {values.min()} to {values.max()}, expected 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        raise ImageError(f"{name}: gray values from {values.min()} to {values.max()}, expected 16 bits")
+    gray = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray
 
 
-def _from_array(array: NDArray[np.generic]) -> Pixels:
+def _check_array(array: NDArray[Any]) -> Pixels:
+    """An array of a valid type, shape and size, as it is."""
     if array.dtype != np.uint8:
         raise ImageArrayError(
-            f"image: got an array of {array.dtype}, expected uint8 in 0..255 (for floats in 0..1: (x * 255).round())"
+            f"image: got an array of {array.dtype}, expected uint8 in 0..255; "
+            "for floats in 0..1: (x * 255).round().astype(np.uint8)"
         )
     channels = array.shape[-1] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
@@ -182,38 +319,7 @@ def _from_array(array: NDArray[np.generic]) -> Pixels:
         raise ImageArrayError(f"image: got an array of shape {array.shape}, expected (height, width, 3){hint}")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise ImageError(f"image: {array.shape} is more than the {MAX_PIXELS // 10**6} million pixels that are read")
-    pixels = np.ascontiguousarray(array, dtype=np.uint8)
-    if channels == 3:
-        return pixels
-    return _convert(Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels), "image")
-
-
-def each_image(images: Images) -> Iterable[ImageSource]:
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return iter(images)
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise InputTypeError(f"images: got {type(images).__name__}, expected a picture or an iterable of pictures")
-    return images
-
-
-def load_at(source: ImageSource, index: int) -> Pixels:
-    try:
-        return load_image(source)
-    except ImageError as error:
-        error.args = (f"images[{index}]: {error.args[-1]}",)
-        raise
-
-
-def prepare(images: Images, size: int) -> Pixels:
-    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (size, size, 3):
-        return images
-    return stack([fit_square(load_at(source, index), size) for index, source in enumerate(each_image(images))], size)
-
-
-def stack(pictures: Sequence[Pixels], size: int) -> Pixels:
-    return np.stack(pictures) if pictures else np.empty((0, size, size, 3), np.uint8)
+    return array
 
 
 def to_unit(pixels: Pixels) -> NDArray[np.float32]:

@@ -79,6 +79,8 @@ def pictures() -> list[bytes]:
             ("WEBP", {}),
             ("GIF", {"save_all": True, "append_images": [picture]}),
             ("BMP", {}),
+            ("TIFF", {"compression": "tiff_lzw"}),
+            ("AVIF", {}),
         ):
             buffer = io.BytesIO()
             exif = Image.Exif()

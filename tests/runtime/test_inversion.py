@@ -169,6 +169,22 @@ def test_masks_come_in_every_form(vae, faces, tmp_path):
     assert alone.shape == (1, SIZE, SIZE, 3)
 
 
+def test_a_painted_layer_is_a_mask_whatever_its_color():
+    """Opaque strokes on a transparent layer; a picture without transparency counts by its brightness."""
+    layer = np.zeros((SIZE, SIZE, 4), np.uint8)
+    for color in (0, 90, 255):
+        layer[corner()] = (color, color, color, 255)
+        for form in (layer, Image.fromarray(layer)):
+            np.testing.assert_array_equal(fit_mask(form, (SIZE, SIZE, 3), SIZE, "mask"), corner())
+    opaque = np.full((SIZE, SIZE, 4), 255, np.uint8)
+    opaque[~corner(), :3] = 0
+    np.testing.assert_array_equal(fit_mask(opaque, (SIZE, SIZE, 3), SIZE, "mask"), corner())
+
+
+def test_a_mask_of_0_and_1_is_a_mask():
+    np.testing.assert_array_equal(fit_mask(corner().astype(np.uint8), (SIZE, SIZE, 3), SIZE, "mask"), corner())
+
+
 def test_each_picture_has_its_own_mask(vae, faces):
     masks = np.stack([corner(), corner()[::-1], corner().T])
     painted = vae.inpaint(faces, masks, 5)
@@ -204,6 +220,9 @@ def test_a_colour_array_is_one_mask_and_a_stack_is_many(rng):
     ("mask", "error", "words"),
     [
         (np.ones((SIZE, SIZE), bool), InputError, "hides the whole picture"),
+        (np.zeros((SIZE, SIZE), bool), InputError, r"mask\[0\]: hides nothing"),
+        (np.full((SIZE, SIZE), 100, np.uint8), InputError, r"mask\[0\]: hides nothing"),
+        (np.zeros((SIZE, SIZE, 4), np.uint8), InputError, r"mask\[0\]: hides nothing"),
         (np.zeros((SIZE, SIZE + 1), bool), InputError, r"mask\[0\]: got 9 x 8 pixels, expected 8 x 8"),
         (np.zeros((2, SIZE, SIZE), bool), InputError, "got 2 for 3 pictures"),
         (np.zeros((SIZE, SIZE)), InputError, r"mask\[0\]: got an array of float64"),
