@@ -1,7 +1,7 @@
-"""The same answer everywhere: both graphs in every installed runtime, beside their exact values, as a table.
+"""Both graphs in every installed runtime, compared with their exact values, as a table.
 
 The exact values are those of `benchmarks.reference`, in float64. The inputs follow from the model and a seed: faces
-that its prior gives, in turns with noise, and the codes of these faces.
+sampled from its prior, in turns with noise, and the codes of these faces.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.reference import Parsed, evaluate, parse
-from benchmarks.runtimes import FLOAT32, Answer, GraphFile, Peer, first_line
+from benchmarks.reference import ParsedGraph, evaluate, parse
+from benchmarks.runtimes import FLOAT32, Answer, GraphFile, Runtime, first_line
+from vae_runtime import VAE
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE
 from vae_runtime.images import to_pixels, to_unit
-from vae_runtime.model import VAE
 
 BATCHES = (1, 2, 5, 33)
 SEED = 2026
 PIXELS = 1
 """Largest difference of a pixel, of 255."""
-
 
 Array: TypeAlias = NDArray[Any]
 
@@ -39,31 +38,31 @@ class Row:
     """"encoder" or "decoder"."""
     batch: int
     difference: float | None
-    """Largest one of its outputs to the reference, see `difference`; None where it gave no answer."""
+    """Largest `difference` of its outputs from the reference; None where it failed."""
     pixels: int | None
     """Largest difference of a pixel, of 255; None for the encoder."""
     milliseconds: float | None
-    """For an image, in the fastest of a few runs."""
+    """Time of an image in the fastest of a few runs."""
     tolerance: float | None
-    """Of `difference`; None where it is not judged."""
+    """Largest `difference` that passes; None where it is not judged."""
     passed: bool | None
     """None where it is not judged."""
     reason: str
-    """Why it gave no answer."""
+    """Why it failed."""
 
 
 def difference(found: Array, wanted: Array) -> float:
-    """Largest |found - wanted| / max(1, |wanted|): absolute for pixels in [0, 1], relative for the large of the codes.
+    """Largest |found - wanted| / max(1, |wanted|): absolute for pixels in [0, 1], relative for large codes.
 
-    Infinity for another shape, and where `found` is no number.
+    Infinity for another shape and for non-finite values.
     """
     if found.shape != wanted.shape or not np.isfinite(found).all():
         return float("inf")
     return float((np.abs(found - wanted) / np.maximum(1, np.abs(wanted))).max(initial=0.0))
 
 
-def golden_inputs(vae: VAE, decoder: Parsed) -> tuple[list[Array], list[Array]]:
-    """Images float32 (n, 3, S, S) and codes float32 (n, latent_dim) for each n of `BATCHES`; always the same."""
+def golden_inputs(vae: VAE, decoder: ParsedGraph) -> tuple[list[Array], list[Array]]:
+    """Images float32 (n, 3, S, S) and codes float32 (n, latent_dim) for each n of `BATCHES`, deterministic."""
     rng = np.random.default_rng(SEED)
     images, codes = [], []
     for batch in BATCHES:
@@ -75,49 +74,50 @@ def golden_inputs(vae: VAE, decoder: Parsed) -> tuple[list[Array], list[Array]]:
     return images, codes
 
 
-def measure(vae: VAE, folder: Path, peers: Iterable[Peer], threads: int) -> tuple[list[Row], dict[str, str]]:
-    """A row for each runtime, graph and batch size; and by its name, why a runtime could not be tried.
+def measure(vae: VAE, folder: Path, runtimes: Iterable[Runtime], threads: int) -> tuple[list[Row], dict[str, str]]:
+    """A row for each runtime, graph and batch size, and by its name, why a runtime could not be tried.
 
-    folder: the model's. threads: CPU cores for each runtime. RuntimeMissingError without the package onnx.
+    folder: the model's. threads: CPU cores for each runtime.
     """
     parts = {"encoder": (vae.encoder, ENCODER_FILE), "decoder": (vae.decoder, DECODER_FILE)}
     files = {
-        name: GraphFile((folder / file).read_bytes(), part.inputs, part.outputs) for name, (part, file) in parts.items()
+        name: GraphFile((folder / file).read_bytes(), part.inputs, part.outputs, folder)
+        for name, (part, file) in parts.items()
     }
     parsed = {name: parse(file.data) for name, file in files.items()}
     inputs = dict(zip(parts, golden_inputs(vae, parsed["decoder"]), strict=True))
     wanted = {name: [evaluate(parsed[name], values) for values in inputs[name]] for name in parts}
     rows: list[Row] = []
     missing: dict[str, str] = {}
-    for peer in peers:
+    for runtime in runtimes:
         try:
-            version = peer.version()
-        except Exception as error:  # not installed, or broken: both are an answer
-            missing[peer.name] = first_line(error)
+            version = runtime.version()
+        except Exception as error:  # not installed, or broken
+            missing[runtime.name] = first_line(error)
             continue
         for name, file in files.items():
-            batches = [values for values in inputs[name] if len(values) <= (peer.largest or len(values))]
-            answers = peer.answers(file, batches, threads)
+            batches = [values for values in inputs[name] if len(values) <= (runtime.max_batch or len(values))]
+            answers = runtime.answers(file, batches, threads)
             for values, answer, exact in zip(batches, answers, wanted[name], strict=False):
-                rows.append(_row(peer, version, name, len(values), answer, exact))
+                rows.append(_row(runtime, version, name, len(values), answer, exact))
     return rows, missing
 
 
-def _row(peer: Peer, version: str, graph: str, batch: int, answer: Answer | str, exact: list[Array]) -> Row:
+def _row(runtime: Runtime, version: str, graph: str, batch: int, answer: Answer | str, exact: list[Array]) -> Row:
     far = pixels = milliseconds = None
     reason = answer if isinstance(answer, str) else ""
     if not isinstance(answer, str):
         milliseconds = 1000 * answer.seconds / batch
         far = max(difference(found, wanted) for found, wanted in zip(answer.outputs, exact, strict=True))
         if not np.isfinite(far):
-            far, reason = None, "its answer has another shape, or is no number"
+            far, reason = None, "its outputs have another shape or are not finite"
         elif graph == "decoder":
             here, there = (to_pixels(part[0].astype(np.float32)).astype(int) for part in (exact, answer.outputs))
             pixels = int(np.abs(here - there).max())
     passed = None
-    if peer.tolerance is not None:
-        passed = far is not None and far <= peer.tolerance and (pixels or 0) <= PIXELS
-    return Row(peer.name, version, graph, batch, far, pixels, milliseconds, peer.tolerance, passed, reason)
+    if runtime.tolerance is not None:
+        passed = far is not None and far <= runtime.tolerance and (pixels or 0) <= PIXELS
+    return Row(runtime.name, version, graph, batch, far, pixels, milliseconds, runtime.tolerance, passed, reason)
 
 
 def failures(rows: Iterable[Row]) -> list[Row]:
@@ -192,7 +192,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row], missing: dict[str, str], vae: VAE, folder: Path) -> dict[str, Any]:
-    """Everything that was found."""
+    """All results, as JSON values."""
     graph = parse((folder / DECODER_FILE).read_bytes())
     return {
         "model": vae.config.name,
@@ -207,13 +207,13 @@ def as_json(rows: Sequence[Row], missing: dict[str, str], vae: VAE, folder: Path
     }
 
 
-def chapter(rows: Sequence[Row], conditions: str) -> str:
-    """The part of a model card that holds the table. conditions: where the times were taken."""
+def card_section(rows: Sequence[Row], conditions: str) -> str:
+    """The section of a model card that holds the table. conditions: where the times were taken."""
     return f"""## Every runtime
 
 Both graphs in batches of {", ".join(map(str, BATCHES))}, beside their exact values in float64. A difference is the
 largest of |found - exact| / max(1, |exact|): of mu and logvar for the encoder, of pixels in [0, 1] for the decoder. In
 float32 it may be {FLOAT32:g}, and 8-bit pixels may be off by {PIXELS}. Times are the fastest of a few runs on
-{conditions}. By `python -m vae_runtime parity --card`.
+{conditions}. By `python -m benchmarks parity --card`.
 
 {as_markdown(rows)}"""

@@ -1,13 +1,12 @@
-"""Every runtime that can play a graph, each a small class: what `parity` compares and `benchmark` races.
+"""Runtimes that can run an exported graph, a small class each: what `parity` compares and `inference` races.
 
-None of them is needed by anything else here, and each is opened by name, only when it is asked for. To add one, write a
-class with a name, a version and `open`, and put it into `for_parity` or `for_speed`.
+Each imports its package when it is asked for, so that a missing one is reported and the others run. To add a runtime,
+write a class with a name, a version and `open`, and list it in `for_parity` or `for_speed`.
 """
 
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import shutil
 import subprocess
@@ -20,12 +19,11 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.reference import Settings, parse
 from vae_runtime.errors import RuntimeMissingError
 from vae_runtime.ort.devices import (
     CPU,
@@ -37,16 +35,19 @@ from vae_runtime.ort.devices import (
     usable_cores,
     why_not_cuda,
 )
-from vae_runtime.ort.graph import Graph, Ports
+from vae_runtime.ort.graph import Graph, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FLOAT32 = 1e-5
 """Largest difference of a runtime that computes in float32, as `benchmarks.parity.difference` measures it."""
 TF32 = 1e-3
 """The same where a GPU may round the factors of a product to 10 bits of mantissa, as NVIDIA's do by default."""
 
-_WORKER = Path(__file__).with_name("peers.mjs")
-_PATIENCE = 600.0  # seconds for one graph in a browser: a software GPU takes minutes
-_ENOUGH = 0.2  # seconds of runs of one batch, of which the fastest counts
+_WORKER = Path(__file__).with_name("runtimes.mjs")
+_TIMEOUT = 600.0  # seconds for one graph in a browser: a software GPU takes minutes
+_TIMED = 0.2  # seconds of runs of one batch, of which the fastest counts
 
 Array: TypeAlias = NDArray[Any]
 Run: TypeAlias = Callable[[Array], Sequence[Any]]
@@ -54,43 +55,45 @@ Run: TypeAlias = Callable[[Array], Sequence[Any]]
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph as a runtime is given it."""
+    """A graph, as a runtime gets it."""
 
     data: bytes
     """An .onnx file."""
-    inputs: Ports
-    """Name and shape, without the batch, of its input."""
-    outputs: Ports
+    inputs: Shapes
+    """Name of its input and its shape without the batch."""
+    outputs: Shapes
+    folder: Path
+    """The model that it belongs to."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a runtime made of one batch."""
+    """The outputs of a runtime for one batch."""
 
     outputs: list[Array]
     seconds: float
-    """Of the fastest of a few runs."""
+    """Time of the fastest of a few runs."""
 
 
-class Peer(ABC):
+class Runtime(ABC):
     """A runtime."""
 
     name: str
     tolerance: float | None = FLOAT32
-    """Largest difference to the reference with which it passes; None if it is shown and not judged."""
-    largest: ClassVar[int | None] = None
-    """Rows of the largest batch that it is given, where it is too slow for more."""
+    """Largest difference from the reference that passes; None: shown, not judged."""
+    max_batch: ClassVar[int | None] = None
+    """Largest batch, for a runtime that is too slow for more."""
 
     @abstractmethod
     def version(self) -> str:
-        """Of what is installed; raises what says why it cannot be had."""
+        """The installed version; any exception says why it cannot be used."""
 
     @abstractmethod
     def answers(self, graph: GraphFile, batches: Sequence[Array], threads: int) -> list[Answer | str]:
-        """What it makes of each batch (n, ...), or why it failed there."""
+        """The outputs for each batch (n, ...), or why it failed."""
 
 
-class Local(Peer):
+class LocalRuntime(Runtime):
     """A runtime in this process."""
 
     @abstractmethod
@@ -100,7 +103,7 @@ class Local(Peer):
     def answers(self, graph: GraphFile, batches: Sequence[Array], threads: int) -> list[Answer | str]:
         try:
             run = self.open(graph, threads)
-        except Exception as error:  # whatever a foreign runtime raises is its answer
+        except Exception as error:  # each runtime has exceptions of its own
             return [first_line(error)] * len(batches)
         return [self._answer(run, values) for values in batches]
 
@@ -108,7 +111,7 @@ class Local(Peer):
         try:
             outputs = [np.array(output, np.float32) for output in run(values)]
             times: list[float] = []
-            while sum(times) < _ENOUGH:
+            while sum(times) < _TIMED:
                 start = time.perf_counter()
                 run(values)
                 times.append(time.perf_counter() - start)
@@ -118,15 +121,15 @@ class Local(Peer):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one short line."""
+    """The first line of an error message, shortened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
 
 
 # ---- ONNX Runtime ---------------------------------------------------------------------------------------------------
 
 
-class Ours(Local):
-    """This package, on the CPU."""
+class VaeRuntime(LocalRuntime):
+    """`vae_runtime` on the CPU."""
 
     name = "vae_runtime"
 
@@ -138,8 +141,8 @@ class Ours(Local):
         return Graph(graph.data, self.name, graph.inputs, graph.outputs, options).run
 
 
-class Onnxruntime(Local):
-    """A bare session."""
+class Onnxruntime(LocalRuntime):
+    """A bare ONNX Runtime session."""
 
     def __init__(self, name: str = "onnxruntime", provider: str = CPU, tolerance: float = FLOAT32) -> None:
         self.name, self.provider, self.tolerance = name, provider, tolerance
@@ -163,14 +166,14 @@ class Onnxruntime(Local):
         session = ort.InferenceSession(graph.data, options, providers=[self.provider])
         if session.get_providers()[0] != self.provider:
             raise RuntimeMissingError(f"onnxruntime could not start {self.provider}")
-        (feed,) = graph.inputs
-        return lambda values: session.run(None, {feed: values})
+        (name,) = graph.inputs
+        return lambda values: session.run(None, {name: values})
 
 
 # ---- other runtimes in Python ---------------------------------------------------------------------------------------
 
 
-class OpenVino(Local):
+class OpenVino(LocalRuntime):
     """OpenVINO on the CPU, in float32 or in the precision that it chooses (bfloat16 where the processor has it)."""
 
     def __init__(self, float32: bool = True) -> None:
@@ -179,10 +182,14 @@ class OpenVino(Local):
         self._precision = {"INFERENCE_PRECISION_HINT": "f32"} if float32 else {}
 
     def version(self) -> str:
-        return str(importlib.import_module("openvino").__version__).split("-")[0]
+        import openvino
+
+        return str(openvino.__version__).split("-")[0]
 
     def open(self, graph: GraphFile, threads: int) -> Run:
-        core = importlib.import_module("openvino").Core()
+        import openvino
+
+        core = openvino.Core()
         settings = self._precision | {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
         request = core.compile_model(core.read_model(graph.data), "CPU", settings).create_infer_request()
 
@@ -193,20 +200,22 @@ class OpenVino(Local):
         return run
 
 
-class OpenCv(Local):
+class OpenCv(LocalRuntime):
     """OpenCV's dnn module, with the engine of OpenCV 5 or the one before."""
 
     def __init__(self, engine: str = "new") -> None:
         self.name, self._engine = f"opencv dnn, {engine} engine", f"ENGINE_{engine.upper()}"
 
     def version(self) -> str:
-        return str(importlib.import_module("cv2").__version__)
+        import cv2
+
+        return str(cv2.__version__)
 
     def open(self, graph: GraphFile, threads: int) -> Run:
-        cv2 = importlib.import_module("cv2")
+        import cv2
+
         cv2.setNumThreads(threads)
-        engine = getattr(cv2.dnn, self._engine)
-        net = cv2.dnn.readNetFromONNX(np.frombuffer(graph.data, np.uint8), engine)
+        net = cv2.dnn.readNetFromONNX(np.frombuffer(graph.data, np.uint8), getattr(cv2.dnn, self._engine))
 
         def run(values: Array) -> Sequence[Any]:
             net.setInput(values)
@@ -215,57 +224,73 @@ class OpenCv(Local):
         return run
 
 
-class OnnxReference(Local):
-    """The evaluator of the package onnx, which defines the operators: Python, and slow at transposed convolutions."""
+class OnnxReference(LocalRuntime):
+    """The evaluator of the package onnx, which defines the operators; pure Python, slow at transposed convolutions."""
 
     name = "onnx.reference"
-    largest = 2
+    max_batch = 2
 
     def version(self) -> str:
-        return str(importlib.import_module("onnx").__version__)
+        import onnx
+
+        return str(onnx.__version__)
 
     def open(self, graph: GraphFile, threads: int) -> Run:
-        onnx = importlib.import_module("onnx")
-        evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator(onnx.load_from_string(graph.data))
-        (feed,) = graph.inputs
-        return lambda values: evaluator.run(None, {feed: values})
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(onnx.load_from_string(graph.data))
+        (name,) = graph.inputs
+        return lambda values: list(evaluator.run(None, {name: values}))
 
 
-class Tract(Local):
+class Tract(LocalRuntime):
     """Sonos' tract, written in Rust."""
 
     name = "tract"
 
     def version(self) -> str:
-        importlib.import_module("tract")
         return metadata.version("tract")
 
     def open(self, graph: GraphFile, threads: int) -> Run:
+        import tract
+
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "graph.onnx"
             path.write_bytes(graph.data)
-            model = importlib.import_module("tract").onnx().load(path).into_model().into_runnable()
+            model = tract.onnx().load(path).into_model().into_runnable()
         return lambda values: [output.to_numpy() for output in model.run([values])]
 
 
-class TorchEager(Local):
-    """The graph's operators as torch functions; BatchNorm is folded already, which helps torch."""
+class TorchEager(LocalRuntime):
+    """The trainer's own network with the weights of the float32 graph, where BatchNorm is folded, which helps torch."""
 
     name = "torch eager"
 
     def version(self) -> str:
-        return str(importlib.import_module("torch").__version__)
+        import torch
+
+        return str(torch.__version__)
 
     def open(self, graph: GraphFile, threads: int) -> Run:
-        torch = importlib.import_module("torch")
+        import torch
+
+        from vae_train.model.exported import load_exported
+
         torch.set_num_threads(threads)
-        forward = _torch_function(torch, graph.data)
+        _, model = load_exported(graph.folder)
+        network = self.prepare(model.encoder if "image" in graph.inputs else model.decoder)
 
         def run(values: Array) -> Sequence[Any]:
             with torch.inference_mode():
-                return [output.numpy() for output in forward(torch.from_numpy(values))]
+                outputs = network(torch.from_numpy(values))
+            return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
         return run
+
+    def prepare(self, network: nn.Module) -> Callable[..., Any]:
+        """What is called for each batch."""
+        return network
 
 
 class TorchCompiled(TorchEager):
@@ -273,67 +298,18 @@ class TorchCompiled(TorchEager):
 
     name = "torch.compile"
 
-    def open(self, graph: GraphFile, threads: int) -> Run:
-        torch = importlib.import_module("torch")
-        make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
-        torch.set_num_threads(threads)
-        forward = _torch_function(torch, graph.data)
-        compiled: dict[int, Any] = {}
+    def prepare(self, network: nn.Module) -> Callable[..., Any]:
+        import torch
 
-        def run(values: Array) -> Sequence[Any]:
-            with torch.inference_mode():
-                tensor = torch.from_numpy(values)
-                if len(values) not in compiled:
-                    compiled[len(values)] = torch.compile(make_fx(forward)(tensor))
-                return [output.numpy() for output in compiled[len(values)](tensor)]
-
-        return run
-
-
-def _torch_function(torch: Any, data: bytes) -> Callable[[Any], list[Any]]:
-    graph = parse(data)
-    weights = {name: torch.from_numpy(weight.copy()) for name, weight in graph.weights.items()}
-    if unknown := {step.operator for step in graph.steps} - _TORCH.keys():
-        raise ValueError(f"{', '.join(sorted(unknown))}: not among the operators of the comparison")
-
-    def forward(values: Any) -> list[Any]:
-        known = weights | {graph.feed: values}
-        for step in graph.steps:
-            known[step.output] = _TORCH[step.operator](torch, step.settings, *(known[name] for name in step.inputs))
-        return [known[name] for name in graph.exits]
-
-    return forward
-
-
-def _torch_conv(torch: Any, settings: Settings, x: Any, weight: Any, bias: Any = None) -> Any:
-    stride, pads = settings["strides"], settings["pads"][:2]
-    return torch.nn.functional.conv2d(x, weight, bias, stride, pads)
-
-
-def _torch_conv_transpose(torch: Any, settings: Settings, x: Any, weight: Any, bias: Any = None) -> Any:
-    stride, pads, extra = settings["strides"], settings["pads"][:2], settings.get("output_padding", [0, 0])
-    return torch.nn.functional.conv_transpose2d(x, weight, bias, stride, pads, extra)
-
-
-_TORCH: dict[str, Callable[..., Any]] = {
-    "Add": lambda torch, _, a, b: a + b,
-    "Mul": lambda torch, _, a, b: a * b,
-    "Conv": _torch_conv,
-    "ConvTranspose": _torch_conv_transpose,
-    "Flatten": lambda torch, _, x: x.flatten(1),
-    "Gemm": lambda torch, _, x, weight, bias=None: torch.nn.functional.linear(x, weight, bias),
-    "LeakyRelu": lambda torch, settings, x: torch.nn.functional.leaky_relu(x, settings["alpha"]),
-    "Relu": lambda torch, _, x: torch.relu(x),
-    "Reshape": lambda torch, _, x, shape: x.reshape(len(x), *shape[1:].tolist()),
-    "Sigmoid": lambda torch, _, x: torch.sigmoid(x),
-}
+        compiled: Callable[..., Any] = torch.compile(network, dynamic=False)
+        return compiled
 
 
 # ---- runtimes in JavaScript -----------------------------------------------------------------------------------------
 
 
-class JavaScript(Peer):
-    """A runtime of npm, in a process of its own, which fetches its job from a server here and posts the answer."""
+class JavaScriptRuntime(Runtime):
+    """A runtime from npm, in its own process, which fetches its job from a local server and posts the outputs."""
 
     package: str
 
@@ -356,16 +332,16 @@ class JavaScript(Peer):
     @property
     @abstractmethod
     def settings(self) -> dict[str, str]:
-        """What the worker must know besides the graph."""
+        """What the worker must know beside the graph."""
 
     def answers(self, graph: GraphFile, batches: Sequence[Array], threads: int) -> list[Answer | str]:
-        (feed,) = graph.inputs
+        (name,) = graph.inputs
         job = self.settings | {
             "graph": base64.b64encode(graph.data).decode(),
-            "feed": feed,
-            "exits": list(graph.outputs),
+            "input": name,
+            "outputs": list(graph.outputs),
             "batches": [{"dims": values.shape, "data": _packed(values)} for values in batches],
-            "enough": 1000 * _ENOUGH,
+            "milliseconds": 1000 * _TIMED,
         }
         found = _ask(self.program(), job, self.modules / self.package)
         if "error" in found:
@@ -373,7 +349,7 @@ class JavaScript(Peer):
         return [_unpacked(answer) for answer in found["answers"]]
 
 
-class Node(JavaScript):
+class Node(JavaScriptRuntime):
     """onnxruntime-node."""
 
     name = package = "onnxruntime-node"
@@ -386,7 +362,7 @@ class Node(JavaScript):
         return {"kind": "node", "modules": str(self.modules)}
 
 
-class Web(JavaScript):
+class Web(JavaScriptRuntime):
     """onnxruntime-web in a headless Chromium, on WebAssembly (one thread) or on WebGPU."""
 
     package = "onnxruntime-web"
@@ -450,7 +426,7 @@ def _ask(program: list[str], job: dict[str, Any], package: Path) -> dict[str, An
         command = [*program, *([f"--user-data-dir={profile}"] if "--headless=new" in program else []), address]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + _PATIENCE
+            end = time.monotonic() + _TIMEOUT
             while not done.wait(0.1) and process.poll() is None and time.monotonic() < end:
                 pass
         finally:
@@ -466,7 +442,7 @@ def _handler(
     job: dict[str, Any], dist: Path, found: dict[str, Any], done: threading.Event
 ) -> type[BaseHTTPRequestHandler]:
     """A handler that serves a page, the worker, the engine's files and the job, and takes the answer into `found`."""
-    page = b"<!doctype html><link rel=icon href=data:,><script type=module src=peers.mjs></script>"
+    page = b"<!doctype html><link rel=icon href=data:,><script type=module src=runtimes.mjs></script>"
     kinds = {".mjs": "text/javascript", ".wasm": "application/wasm"}
 
     class Handler(BaseHTTPRequestHandler):
@@ -504,13 +480,13 @@ def _handler(
     return Handler
 
 
-# ---- who takes part -------------------------------------------------------------------------------------------------
+# ---- lists ----------------------------------------------------------------------------------------------------------
 
 
-def for_parity(modules: Path) -> list[Peer]:
-    """Every runtime that the graphs must agree in; modules: a folder `node_modules`."""
+def for_parity(modules: Path) -> list[Runtime]:
+    """Runtimes that the graphs must agree in. modules: a folder `node_modules`."""
     return [
-        Ours(),
+        VaeRuntime(),
         Onnxruntime("onnxruntime CPU"),
         Onnxruntime("onnxruntime CUDA", CUDA, TF32),
         Onnxruntime("onnxruntime TensorRT", TENSORRT, TF32),
@@ -527,6 +503,6 @@ def for_parity(modules: Path) -> list[Peer]:
     ]
 
 
-def for_speed() -> list[Local]:
-    """Every runtime that we are measured beside."""
+def for_speed() -> list[LocalRuntime]:
+    """Runtimes that `vae_runtime` is raced against."""
     return [Onnxruntime(), TorchEager(), TorchCompiled(), OpenVino(), OpenCv()]

@@ -1,6 +1,6 @@
-"""How fast training is here: the write-up's plain loop, the same step with the data in memory, and ours, in one run.
+"""How fast training is here: a plain PyTorch loop, the same step with the data in memory, and `vae_train`, in one run.
 
-Each loop has a process of its own, one after the other, so that its peak memory is its own.
+Each loop runs in its own process, one after the other, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vae_train.model.losses import kl_per_latent, squared_error
 from vae_train.model.networks import VAE
 
 PICTURES = 2560
-"""Faces that the loops go round."""
+"""Faces that the loops cycle through."""
 
 _WARM_UP = 2.0  # seconds that are not counted
 _MATRIX = 2048
@@ -47,7 +47,7 @@ _COPY = 2**28  # bytes
 
 @dataclass(frozen=True)
 class Row:
-    """What one loop reached."""
+    """The result of one loop."""
 
     name: str
     precision: str
@@ -57,35 +57,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the machine and the model allow."""
+    """What the model costs and the machine gives."""
 
     flop_per_image: float
     """Multiplications and additions of one forward and backward pass."""
     bytes_per_image: float
-    """Read and written by its operations one by one in float32; what fusing and bfloat16 spare is not taken off."""
+    """Read and written by its operations one by one in float32, without what fusing and bfloat16 save."""
     flop_per_second: dict[str, float]
     """Of a large matrix product, measured, by precision."""
     bytes_per_second: float
     """Read and written by a large copy, measured."""
 
 
-def benchmark(config: TrainConfig, device: str, seconds: float) -> tuple[list[Row], Ceiling]:
+def measure(config: TrainConfig, device: str, seconds: float) -> tuple[list[Row], Ceiling]:
     """Measure the loops for `seconds` each, on the same faces of `config.data`."""
     faces = load_faces(config.data, config.image_size, config.avatars, config.seed)
     pixels = np.array(faces.pixels[:PICTURES])
-    ours = dataclasses.replace(config, precision=choose_precision(config.precision, torch.device(device)))
+    fast = dataclasses.replace(config, precision=choose_precision(config.precision, torch.device(device)))
     plain = dataclasses.replace(config, precision="float32")
     loops: list[tuple[Callable[..., Row], TrainConfig]] = [
         (plain_loop, plain),
         (resident_loop, plain),
-        (our_loop, plain),
-        (our_loop, ours),
+        (engine_loop, plain),
+        (engine_loop, fast),
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for index, face in enumerate(tqdm(pixels, desc="writing JPEGs for the plain loop", unit="img")):
             Image.fromarray(face.transpose(1, 2, 0)).save(Path(folder, f"{index:05d}.jpg"), quality=90)
-        for loop, settings in loops if ours != plain else loops[:-1]:
+        for loop, settings in loops if fast != plain else loops[:-1]:
             print(f"measuring: {loop.__name__.replace('_', ' ')}, {settings.precision}", file=sys.stderr)
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as process:
@@ -94,7 +94,7 @@ def benchmark(config: TrainConfig, device: str, seconds: float) -> tuple[list[Ro
 
 
 class JpegFolder(Dataset[Tensor]):
-    """The write-up's data set: each picture is opened, decoded and turned into a float tensor when it is asked for."""
+    """A plain data set: each picture is opened, decoded and converted when it is asked for."""
 
     def __init__(self, folder: str) -> None:
         self.paths = sorted(Path(folder).iterdir())
@@ -108,7 +108,7 @@ class JpegFolder(Dataset[Tensor]):
 
 
 def plain_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, device: str, seconds: float) -> Row:
-    """The write-up's loop: a DataLoader that decodes each picture anew, eager float32, the loss read at every step."""
+    """A plain loop: a DataLoader that decodes each picture anew, eager float32, the loss read at every step."""
     loader = DataLoader(JpegFolder(folder), config.batch_size, shuffle=True, drop_last=True)
 
     def batches() -> Iterator[Tensor]:
@@ -131,7 +131,7 @@ def resident_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, d
     return _measure("eager step, data resident", batches(), config, device, seconds, read_loss=False)
 
 
-def our_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, device: str, seconds: float) -> Row:
+def engine_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, device: str, seconds: float) -> Row:
     """`train.train_epoch`, as a run calls it, moving average included."""
     place = torch.device(device)
     feed = Feed(pixels, np.arange(len(pixels)), config, place, ALONE)
@@ -145,7 +145,7 @@ def our_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, device
         state.tally.zero_()
         return images
 
-    return _timed("ours", epoch, config, device, seconds)
+    return _timed("vae_train", epoch, config, device, seconds)
 
 
 def _measure(
@@ -174,7 +174,7 @@ def _loss(model: nn.Module, image: Tensor, config: TrainConfig) -> Tensor:
 
 
 def _timed(name: str, work: Callable[[], int], config: TrainConfig, device: str, seconds: float) -> Row:
-    """Call `work`, which says how many images it did, for a while without and then with the clock."""
+    """Call `work`, which returns its number of images, to warm up and then against the clock."""
 
     def run(limit: float) -> float:
         images, started = 0, time.perf_counter()
@@ -201,7 +201,7 @@ def _peak_memory() -> int:
 
 
 def ceiling(config: TrainConfig, device: torch.device) -> Ceiling:
-    """Count what a step asks for, and measure what the machine gives: a large matrix product and a large copy."""
+    """Count what a step costs, and measure what the machine gives: a large matrix product and a large copy."""
     model = VAE.from_config(config).to(device).train()
     image = torch.zeros(2, 3, config.image_size, config.image_size, device=device)
     with FlopCounterMode(display=False) as flop, _ByteCounter() as counter:
@@ -217,7 +217,7 @@ def ceiling(config: TrainConfig, device: torch.device) -> Ceiling:
 
 
 class _ByteCounter(TorchDispatchMode):
-    """Adds up the bytes that operations read and write, each one by itself, views left out."""
+    """Sums the bytes that operations read and write, each one by itself, without views."""
 
     bytes = 0
 

@@ -23,7 +23,7 @@ SHELL = [
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     for line in block.splitlines()
 ]
-PLAY = [line for line in SHELL if line.startswith("python -m vae_runtime")]
+PLAY = [line for line in SHELL if line.startswith(("python -m vae_runtime", "python -m benchmarks"))]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_the_video_loop_writes_as_many_frames(place):
 
 @pytest.mark.parametrize("line", PLAY)
 def test_the_runtime_commands_run(line, place):
-    arguments = shlex.split(line) + (["--seconds", "0.1", "--batches", "1"] if "benchmark" in line else [])
+    arguments = shlex.split(line) + (["--seconds", "0.1", "--batches", "1"] if "benchmarks" in line else [])
     done = subprocess.run([sys.executable, *arguments[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if "-o" in arguments and not arguments[-1].endswith(".npy"):

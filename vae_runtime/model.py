@@ -150,9 +150,9 @@ class VAE:
                 f"{path}: of the model {graph.metadata.get('model_id')!r}, config.json says {config.model_id!r}; "
                 "take all files from one export"
             )
-        if graph.outline.opset != config.opset:
+        if graph.summary.opset != config.opset:
             raise ModelFileError(
-                f"{path}: opset {graph.outline.opset}, config.json says {config.opset}; take both from one export"
+                f"{path}: opset {graph.summary.opset}, config.json says {config.opset}; take both from one export"
             )
         return graph
 
@@ -242,7 +242,7 @@ class VAE:
 
     def encode(self, images: Images) -> tuple[Codes, Codes]:
         """mu and logvar of q(z|x), float32 (n, latent_dim) each; n is 1 for a single picture, 0 for an empty list."""
-        mu, logvar = self.encoder.run(self.prepare(images), before=to_unit)
+        mu, logvar = self.encoder.run(self.prepare(images), preprocess=to_unit)
         return mu, logvar
 
     def decode(self, z: ArrayLike) -> Pixels:
@@ -258,7 +258,7 @@ class VAE:
                 f"z: {codes[row, column]:g} at index ({row}, {column}), expected numbers within {largest:g}, "
                 "as codes are of the size of 1"
             )
-        (pictures,) = self.decoder.run(np.ascontiguousarray(codes, dtype=np.float32), after=to_pixels)
+        (pictures,) = self.decoder.run(np.ascontiguousarray(codes, dtype=np.float32), postprocess=to_pixels)
         return pictures
 
     def reconstruct(self, images: Images) -> Pixels:

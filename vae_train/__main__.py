@@ -1,4 +1,4 @@
-"""The command line: python -m vae_train [train] | export | inverse | variants | triton | evaluate | benchmark.
+"""The command line: python -m vae_train [train] | export | inverse | variants | triton | evaluate.
 
 Everything that can be wrong with a command line is found before torch is imported or a picture is read.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vae_runtime.cli.arguments import EXIT_FAILURE, Parser, add_device, add_variant, integer, number, output, run
 from vae_runtime.config import ENCODER_FILE, INVERSE_FILE, VARIANTS, ModelConfig
@@ -27,7 +27,7 @@ def train_parser() -> Parser:
     parser = Parser(
         prog="python -m vae_train",
         description="Train a VAE on faces, export it, draw the figures. "
-        "Other commands: export, inverse, variants, triton, evaluate, benchmark.",
+        "Other commands: export, inverse, variants, triton, evaluate.",
     )
     for item in dataclasses.fields(TrainConfig):
         # Suppressed: what was not given must not overrule the preset, or the settings of a run that is resumed.
@@ -126,15 +126,6 @@ def evaluate_parser() -> Parser:
         metavar="N",
         help="also find the best code of each of the first N pictures: what the encoder leaves of the bound (run)",
     )
-    add_device(parser)
-    return parser
-
-
-def benchmark_parser() -> Parser:
-    parser = Parser(prog="python -m vae_train benchmark", description="Measure training here against the plain loop.")
-    parser.add_argument("--data", default=TrainConfig.data, help="as for training")
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="one preset (default: each of them)")
-    parser.add_argument("--seconds", type=number(1, 600), default=15.0, help="time for each loop")
     add_device(parser)
     return parser
 
@@ -315,22 +306,6 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def benchmark_command(arguments: Sequence[str]) -> int:
-    given = benchmark_parser().parse_args(arguments)
-    check_source(given.data)
-
-    from benchmarks.training import as_table, benchmark, describe_machine
-    from vae_train.engine.train import choose_device
-
-    device = choose_device(given.device)
-    for preset in [given.preset] if given.preset else PRESETS:
-        # The plain loop has no patch distance, and both must do the same sums.
-        config = make_config({"data": given.data, "preset": preset, "sharpness": 0.0})
-        rows, limit = benchmark(config, str(device), given.seconds)
-        print(as_table(rows, limit, describe_machine(config, device)), end="\n\n", flush=True)
-    return 0
-
-
 def main(arguments: Sequence[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else ("train", arguments)
     commands = {
@@ -340,7 +315,6 @@ def main(arguments: Sequence[str]) -> int:
         "triton": triton_command,
         "inverse": inverse_command,
         "evaluate": evaluate_command,
-        "benchmark": benchmark_command,
     }
     try:
         if command not in commands:
@@ -350,5 +324,10 @@ def main(arguments: Sequence[str]) -> int:
         train_parser().error(str(error))
 
 
-if __name__ == "__main__":
+def script() -> NoReturn:
+    """The console script anime-vae-train."""
     run(main)
+
+
+if __name__ == "__main__":
+    script()

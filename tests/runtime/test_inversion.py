@@ -14,7 +14,7 @@ from vae_runtime import VAE, ImageError, InputError
 from vae_runtime.errors import InputTypeError, ModelFileError
 from vae_runtime.inversion import adam, block_means
 from vae_runtime.masks import each_mask, fit_mask
-from vae_runtime.ort.graph import BoundRunner
+from vae_runtime.ort.runners import BoundRunner
 from vae_runtime.prior import Prior
 
 
@@ -65,7 +65,7 @@ def test_many_rows_are_single_ones(vae, count, rng):
 
 def test_three_inputs_run_bound_to_a_devices_memory(vae, rng):
     graph = vae.inverse
-    runner = BoundRunner(graph.session, ("cpu", 0), graph.inputs, graph.outputs, replay=False)
+    runner = BoundRunner(graph.session, ("cpu", 0), graph.inputs, graph.outputs, cuda_graph=False)
     for count in (3, 1, 3):
         given = [rng.random((count, *shape), np.float32) for shape in graph.inputs.values()]
         for got, expected in zip(runner._run(*given), graph.run(*given), strict=True):

@@ -35,6 +35,8 @@ def oldest(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.network
 @pytest.mark.parametrize("model", sorted(path.parent.name for path in (ROOT / "exported").glob("*/config.json")))
 def test_the_shipped_graphs_draw_the_same_in_the_oldest(oldest, model):
     place = os.environ | {"PYTHONPATH": os.pathsep.join([str(oldest), str(ROOT)])}

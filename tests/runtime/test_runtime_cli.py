@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from hub_stand_in import hub
 from PIL import Image
 from tiny_model import DIM, SIZE
 
-from benchmarks import runtimes as peers
 from vae_runtime import VAE, InputError, image_grid
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
@@ -154,34 +152,6 @@ def test_edit_by_a_file_of_directions(tmp_path, options, pictures, capsys):
         main(["edit", *pictures, "--direction", "smiel", "--directions", str(path), *options])
 
 
-def test_benchmark(tmp_path, tiny, capsys, monkeypatch):
-    class Nothing(peers.Local):
-        name = "nothing"
-
-        def version(self):
-            raise ModuleNotFoundError
-
-        def open(self, graph, threads):
-            return __import__("no_such_package")
-
-    monkeypatch.setattr(peers, "for_speed", lambda: [peers.Onnxruntime(), Nothing()])
-    out = tmp_path / "b.json"
-    options = ["--seconds", "0.1", "--device", "cpu", "--threads", "1,2", "--batches", "1,8", "--json", str(out)]
-    assert main(["benchmark", str(tiny.folder), *options]) == 0
-    rows = json.loads(out.read_text())
-    assert {(row["verb"], row["batch"], row["threads"], row["name"]) for row in rows} == {
-        (verb, batch, threads, name)
-        for verb in ("encode", "decode")
-        for batch in (1, 8)
-        for threads in (1, 2)
-        for name in ("vae_runtime", "onnxruntime")
-    }
-    assert all(row["p50"] <= row["p95"] for row in rows)
-    assert all(row["ratio"] == 1 for row in rows if row["name"] == "vae_runtime")
-    printed = capsys.readouterr().out
-    assert "not measured: nothing, encode (No module named 'no_such_package')" in printed
-
-
 def test_push_and_load_again(tmp_path, tiny, monkeypatch):
     """Through the real client, to a local stand-in of the Hub, and back from it."""
     (tmp_path / "hub").mkdir()
@@ -253,8 +223,6 @@ BAD = [
     ["encode", "missing"],
     ["encode", ".", "-o", "codes.npz"],
     ["encode", ".", "--batch", "0"],
-    ["benchmark", "--seconds", "0"],
-    ["benchmark", "--threads", "0"],
     ["push", "missing", "hf:a/b"],
     ["push", "."],
 ]

@@ -16,7 +16,7 @@ from tiny_model import DIM, SIZE, build_model
 from vae_runtime import VAE, ModelConfig
 from vae_runtime.errors import ModelFileError
 from vae_runtime.inversion import adam
-from vae_runtime.ort.verify import outline
+from vae_runtime.ort.verify import graph_summary
 from vae_train.__main__ import main
 from vae_train.errors import ExportError
 from vae_train.export import decoder_gradient as inverse
@@ -96,7 +96,7 @@ def test_the_graph_is_plain_and_shares_its_weights(pair):
     graph = inverse.invert(decoder)
     data = graph.SerializeToString(deterministic=True)
     assert len(data) < len(decoder.SerializeToString()) + 10_000
-    assert outline(data, "inverse.onnx").opset == 20  # made of allowed operators only, or it raises
+    assert graph_summary(data, "inverse.onnx").opset == 20  # made of allowed operators only, or it raises
     ports = {
         port.name: [axis.dim_param or axis.dim_value for axis in port.type.tensor_type.shape.dim]
         for port in (*graph.graph.input, *graph.graph.output)

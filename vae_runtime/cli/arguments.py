@@ -1,4 +1,4 @@
-"""What the command lines of this project share: one-sentence errors, exit status 2, and types with a range."""
+"""What the command lines of this project share: verbs, one-sentence errors with exit status 2, checked arguments."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+from vae_runtime import __version__
 from vae_runtime.config import VARIANTS
 from vae_runtime.errors import InputError, VAEError
 from vae_runtime.ort.devices import parse_device
@@ -23,35 +24,97 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of an epilog, and shows a default unless it is None, False or told by the help text itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse that says one sentence and exits with 2, and proposes the nearest option for a misspelt one."""
+    """A command line with verbs, listed in groups by --help. A mistake is one sentence on stderr and exit status 2."""
 
-    options: list[str]
+    def __init__(
+        self,
+        prog: str | None = None,
+        description: str | None = None,
+        examples: Sequence[str] = (),
+        default_verb: str | None = None,
+    ) -> None:
+        """examples: for --help. default_verb: the verb of a command line that begins with an option."""
+        epilog = _section("examples", examples)
+        super().__init__(prog, None, description, epilog, formatter_class=Formatter, allow_abbrev=False)
+        self.verbs: dict[str, Parser] = {}
+        self._groups: dict[str, list[str]] = {}
+        self._examples, self._default_verb = examples, default_verb
+        self._verbs_action: Any = None
 
-    def __init__(self, *, prog: str | None = None, description: str | None = None, help: str | None = None) -> None:
-        super().__init__(
-            prog=prog,
-            description=description or help,
-            allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    def add_verb(
+        self, group: str, name: str, text: str, do: Callable[..., int | None], examples: Sequence[str] = ()
+    ) -> Parser:
+        """A verb in a group of --help. do: called with the parsed arguments, returns the exit status, None for 0."""
+        if self._verbs_action is None:
+            self.add_argument("--version", action="version", version=__version__, help="show the version and exit")
+            self._verbs_action = self.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS)
+        verb: Parser = self._verbs_action.add_parser(
+            name, description=f"{text[0].upper()}{text[1:]}.", examples=examples
         )
+        verb.set_defaults(do=do)
+        self.verbs[name] = verb
+        self._groups.setdefault(group, []).append(f"{name:<14}{text}")
+        self.usage = f"{self.prog} {'[VERB]' if self._default_verb else 'VERB'} [options]"
+        sections = [_section(title, lines) for title, lines in self._groups.items()]
+        sections += [f"{self.prog} VERB --help lists the options of a verb.", _section("examples", self._examples)]
+        self.epilog = "\n\n".join(filter(None, sections))
+        return verb
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """argparse's; where there is a default verb, it goes in front of a command line that begins with an option."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self.verbs and not (words and words[0] in self._option_string_actions):
+            if self._default_verb and (not words or words[0].startswith("-")):
+                words.insert(0, self._default_verb)
+            self._check_verb(words)
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            self._refuse(unknown[0], self.verbs.get(getattr(parsed, "verb", ""), self))
+        return parsed
+
+    def _check_verb(self, words: Sequence[str]) -> None:
+        if not words or words[0].startswith("-"):
+            self.error(f"a verb is missing; see {self.prog} --help")
+        if words[0] not in self.verbs:
+            near = difflib.get_close_matches(words[0], self.verbs, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            self.error(f"unknown verb {words[0]!r}; {hint}")
+
+    def _refuse(self, word: str, verb: Parser) -> NoReturn:
+        """Exit with the sentence about an argument that `verb` does not take."""
+        option = word.split("=")[0]
+        near = difflib.get_close_matches(option, verb._option_string_actions, n=1)
+        others = [name for name, parser in self.verbs.items() if option in parser._option_string_actions]
+        hint = f"see {verb.prog} --help"
+        if others:
+            hint = f"{', '.join(others)} {'takes' if len(others) == 1 else 'take'} it"
+        elif near and option.startswith("-"):
+            hint = f"did you mean {near[0]}?"
+        self.error(f"{verb.prog} does not take {word}; {hint}")
 
     def error(self, message: str) -> NoReturn:
-        word, _, rest = message.partition("unrecognized arguments: ")
-        if rest and not word:
-            unknown = rest.split()[0]
-            near = difflib.get_close_matches(unknown.split("=")[0], sorted(self._known_options()), n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
-            message = f"unknown argument {unknown}{hint}"
+        """Print one sentence and exit with 2."""
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
-    def _known_options(self) -> set[str]:
-        known = {option for action in self._actions for option in action.option_strings}
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                known.update(*(sub._known_options() for sub in action.choices.values()))
-        return known
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else ""
+
+
+def program(module: str, script: str) -> str:
+    """How this process was started: the name of the console script, or "python -m MODULE"."""
+    return script if Path(sys.argv[0]).stem == script else f"python -m {module}"
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -70,7 +133,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def integers(low: int, high: int) -> Callable[[str], list[int]]:
-    """An argparse type: integers from `low` to `high` with commas between them."""
+    """An argparse type: integers from `low` to `high`, separated by commas."""
     parse = integer(low, high)
     return lambda text: [parse(part) for part in text.split(",")]
 
@@ -98,36 +161,40 @@ def output(*endings: str) -> Callable[[str], Path]:
         if path.suffix.lower() not in endings:
             raise argparse.ArgumentTypeError(f"got {text!r}, expected a name that ends in {' or '.join(endings)}")
         if not path.parent.is_dir():
-            raise argparse.ArgumentTypeError(f"{path.parent} is not a folder; make it first")
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise argparse.ArgumentTypeError(f"{text} cannot be written")
+            raise argparse.ArgumentTypeError(f"{path.parent} is not a folder; create it first")
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text} cannot be written: permission denied")
         return path
 
     return parse
 
 
 def existing_file(text: str) -> str:
-    """An argparse type: the path of a file that is there."""
+    """An argparse type: the path of a file that exists."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file")
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text}: no such file")
     return text
 
 
 def existing_path(text: str) -> str:
-    """An argparse type: the path of a file or a folder that is there."""
+    """An argparse type: the path of a file or a folder that exists."""
     if not Path(text).exists():
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
     return text
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """The option --device, the same for every command."""
+    """The option --device."""
     parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def add_variant(parser: argparse.ArgumentParser) -> None:
-    """The option --variant, the same for every command that opens a model."""
-    parser.add_argument("--variant", choices=VARIANTS, help="smaller graphs, where the model has them; else float32")
+    """The option --variant."""
+    parser.add_argument("--variant", choices=VARIANTS, help="smaller graphs, where the model has them")
 
 
 def _device(text: str) -> str:
@@ -139,8 +206,8 @@ def _device(text: str) -> str:
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The same items, counted on stderr while they pass if a person looks at it: "encode  1280/14000  2350/s"."""
-    shown, start, count = sys.stderr.isatty(), time.monotonic(), 0
+    """The same items, counted on stderr if it is a terminal: "encode  1280/14000  2350/s"."""
+    shown, start, count = sys.stderr is not None and sys.stderr.isatty(), time.monotonic(), 0
     last = start
     for item in items:
         yield item
@@ -155,7 +222,7 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Call `main` and leave the process. An error of ours or of the disk is one line and status 1."""
+    """Call `main` and exit with its status. A VAEError or OSError becomes one line on stderr and status 1."""
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

@@ -14,7 +14,7 @@ def write_chapter(folder: Path, command: str, text: str) -> Path:
     """Put `text` into the card of the model in `folder`, in place of what the same `command` wrote there, else at the
     end; an empty text takes the chapter out. Returns the card's path; ModelFileError if there is no card.
 
-    command: "python -m vae_runtime parity", which the card names at the chapter's edges.
+    command: "python -m benchmarks parity", which the card names at the chapter's edges.
     """
     path = folder / CARD_FILE
     try:

@@ -32,13 +32,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import inference as benchmark
 from vae_runtime import latent
 from vae_runtime import model as runtime
 from vae_runtime.config import CARD_FILE, DECODER_FILE, ENCODER_FILE, VARIANTS, ModelConfig, Variant, graph_files
 from vae_runtime.ort.verify import read_verified
 from vae_train.data.faces import Faces
 from vae_train.errors import UsageError
+from vae_train.evaluation.timing import latencies
 from vae_train.export.card_sections import write_chapter
 from vae_train.export.export import move_into_place, strip
 
@@ -264,7 +264,7 @@ def measure(folder: Path, variant: Variant, pixels: NDArray[np.uint8], seconds: 
                     name: partial((vae.encoder if verb == "encode" else vae.decoder).run, values)
                     for name, vae in (("plain", plain), ("small", small))
                 }
-                middle = {name: float(np.median(times)) for name, times in benchmark.race(calls, seconds).items()}
+                middle = {name: float(np.median(times)) for name, times in latencies(calls, seconds).items()}
                 speed[f"{verb} {batch}"] = middle["plain"] / middle["small"]
     bytes_of = [sum((folder / file).stat().st_size for file in graph_files(name)) for name in (variant, None)]
     return Cost(

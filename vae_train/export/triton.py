@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from vae_runtime.config import ModelConfig, Variant, graph_files
-from vae_runtime.ort.graph import MAX_BATCH, Ports
+from vae_runtime.ort.graph import MAX_BATCH, Shapes
 from vae_runtime.ort.verify import read_verified
 from vae_train.errors import UsageError
 
@@ -36,7 +36,7 @@ def write_repository(folder: Path, out: Path, variant: Variant | None = None) ->
         raise UsageError(f"{folder}: has no variant {variant}; python -m vae_train variants makes one")
     name = f"{config.name}-{variant}" if variant else config.name
     picture, code = (config.channels, config.image_size, config.image_size), (config.latent_dim,)
-    graphs: dict[str, tuple[str, Ports, Ports]] = {
+    graphs: dict[str, tuple[str, Shapes, Shapes]] = {
         f"{name}_encoder": (files[0], {"image": picture}, {"mu": code, "logvar": code}),
         f"{name}_decoder": (files[1], {"z": code}, {"image": picture}),
     }
@@ -56,7 +56,7 @@ def write_repository(folder: Path, out: Path, variant: Variant | None = None) ->
     return [out / model for model in graphs]
 
 
-def describe(name: str, inputs: Ports, outputs: Ports) -> str:
+def describe(name: str, inputs: Shapes, outputs: Shapes) -> str:
     """The text of a config.pbtxt for float32 ports of (batch, *shape): Triton adds the batch to each shape itself.
 
     KIND_AUTO: an instance on each GPU, or on the CPU where there is none.

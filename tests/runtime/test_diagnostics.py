@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from vae_runtime import VAE, DeviceError
-from vae_runtime.cli import diagnostics as doctor
+from vae_runtime.cli import diagnostics
 from vae_runtime.ort import devices
 from vae_runtime.ort.devices import CPU, CUDA, Driver
 
@@ -29,13 +29,13 @@ def machine(monkeypatch):
 
         def load():
             if providers is None:
-                raise doctor.RuntimeMissingError("onnxruntime is not installed; pip install it")
+                raise diagnostics.RuntimeMissingError("onnxruntime is not installed; pip install it")
             if not providers:
-                raise doctor.RuntimeMissingError("onnxruntime is an empty package")
+                raise diagnostics.RuntimeMissingError("onnxruntime is an empty package")
             return Wheel
 
         driver = Driver("13.0", tuple(gpus)) if gpus else Driver("", ())
-        for module in (devices, doctor):
+        for module in (devices, diagnostics):
             monkeypatch.setattr(module, "import_onnxruntime", load)
             monkeypatch.setattr(module, "installed_wheels", lambda: dict.fromkeys(wheels, "1.32.0"))
             monkeypatch.setattr(module, "cuda_driver", lambda: driver)
@@ -45,31 +45,31 @@ def machine(monkeypatch):
 
 def test_a_healthy_cpu_machine_has_nothing_wrong(machine):
     machine()
-    assert doctor.diagnose() == ("", "")
-    assert doctor.environment()["onnxruntime-gpu"] == "not installed"
+    assert diagnostics.diagnose() == ("", "")
+    assert diagnostics.environment()["onnxruntime-gpu"] == "not installed"
 
 
 def test_each_illness_has_its_line(machine, monkeypatch):
     machine(None, ())
-    assert doctor.diagnose() == ("ONNX Runtime is not installed", 'pip install "anime-vae[cpu]"')
+    assert diagnostics.diagnose() == ("ONNX Runtime is not installed", 'pip install "anime-vae[cpu]"')
     machine(None, (), ["H200"])
-    assert doctor.diagnose()[1] == 'pip install "anime-vae[gpu]"'
+    assert diagnostics.diagnose()[1] == 'pip install "anime-vae[gpu]"'
     machine((), ("onnxruntime",))
-    assert "empty" in doctor.diagnose()[0]
-    assert doctor.diagnose()[1] == f'{BOTH} "anime-vae[cpu]"'
+    assert "empty" in diagnostics.diagnose()[0]
+    assert diagnostics.diagnose()[1] == f'{BOTH} "anime-vae[cpu]"'
     machine((CPU,), ("onnxruntime", "onnxruntime-gpu"), ["H200"])
-    assert "both wheels" in doctor.diagnose()[0]
-    assert doctor.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
+    assert "both wheels" in diagnostics.diagnose()[0]
+    assert diagnostics.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
     machine((CPU,), ("onnxruntime",), ["H200"])
-    assert "a runtime without CUDA" in doctor.diagnose()[0]
-    assert doctor.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
+    assert "a runtime without CUDA" in diagnostics.diagnose()[0]
+    assert diagnostics.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
 
     def refuse(*arguments, **options):
         raise DeviceError("libcudnn.so.9 is missing")
 
     machine((CUDA, CPU), ("onnxruntime-gpu",), ["H200"])
     monkeypatch.setattr(VAE, "load", refuse)
-    wrong, repair = doctor.diagnose()
+    wrong, repair = diagnostics.diagnose()
     assert "libcudnn.so.9" in wrong
     assert repair.startswith('pip install "anime-vae[gpu]"')
 
@@ -118,8 +118,8 @@ def test_info_with_both_wheels(tmp_path):
 
 def test_the_probe_and_the_nodes(tiny):
     vae = VAE.load(tiny.folder, device="cpu")
-    assert set(doctor.probe(vae)) == {"encode", "decode"}
-    assert doctor.nodes(vae, tiny.folder) == {
+    assert set(diagnostics.probe(vae)) == {"encode", "decode"}
+    assert diagnostics.nodes(vae, tiny.folder) == {
         "nodes of encoder": "3 on CPUExecutionProvider",
         "nodes of decoder": "3 on CPUExecutionProvider",
     }

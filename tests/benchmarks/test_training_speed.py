@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import training as benchmark
-from benchmarks.training import Ceiling, Row, as_table, ceiling, our_loop, plain_loop, resident_loop
+from benchmarks import training
+from benchmarks.training import Ceiling, Row, as_table, ceiling, engine_loop, plain_loop, resident_loop
 from vae_train.config import TrainConfig
 
 CONFIG = TrainConfig(batch_size=8, precision="float32")
@@ -20,15 +20,17 @@ def pixels(rng, tmp_path):
     return faces
 
 
-@pytest.mark.parametrize("loop", [plain_loop, resident_loop, our_loop])
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", [plain_loop, resident_loop, engine_loop])
 def test_each_loop_counts_its_images(loop, pixels, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "_WARM_UP", 0.0)
+    monkeypatch.setattr(training, "_WARM_UP", 0.0)
     row = loop(CONFIG, pixels, str(tmp_path), "cpu", 0.2)
     assert row.precision == "float32"
     assert row.images_per_second > 0
     assert row.peak_megabytes > 50
 
 
+@pytest.mark.slow
 def test_the_operations_are_those_of_the_layers():
     """Twice the multiplications of each layer, forward; about three times that with the backward pass."""
     forward = 0.0

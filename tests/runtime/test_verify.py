@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vae_runtime import VAE, ModelFileError
-from vae_runtime.ort.verify import OPERATORS, outline, read_verified
+from vae_runtime.ort.verify import OPERATORS, graph_summary, read_verified
 
 onnx = pytest.importorskip("onnx")
 helper, FLOAT = onnx.helper, onnx.TensorProto.FLOAT
@@ -29,17 +29,17 @@ def test_the_outline_is_what_onnx_says(tiny):
     for file in ("encoder.onnx", "decoder.onnx"):
         data = (tiny.folder / file).read_bytes()
         graph = onnx.load_from_string(data)
-        found = outline(data, file)
+        found = graph_summary(data, file)
         assert sorted(found.operators.elements()) == sorted(item.op_type for item in graph.graph.node)
         assert found.opset == graph.opset_import[0].version == 20
 
 
 def test_the_bundled_model_is_made_of_allowed_operators():
     vae = VAE.load(device="cpu")
-    assert vae.encoder.outline.operators.keys() | vae.decoder.outline.operators.keys() <= OPERATORS
+    assert vae.encoder.summary.operators.keys() | vae.decoder.summary.operators.keys() <= OPERATORS
     # One at the entrance, two halvings, two in each of three blocks, one before z; two doublings and the exit.
-    assert vae.encoder.outline.operators["Conv"] == 10
-    assert vae.decoder.outline.operators["ConvTranspose"] == 3
+    assert vae.encoder.summary.operators["Conv"] == 10
+    assert vae.decoder.summary.operators["ConvTranspose"] == 3
 
 
 def test_allowed_operators_are_of_the_standard():
@@ -56,9 +56,9 @@ BRANCH = helper.make_graph([], "inner", [], [])
         (build(node("RandomNormalLike")), "RandomNormalLike"),
         (build(node("ConstantOfShape")), "ConstantOfShape"),
         (build(node("Expand", "x", "x")), "Expand"),
-        (build(node("Loop", "x", body=BRANCH)), "Loop|graph within"),
-        (build(node("If", "x", then_branch=BRANCH, else_branch=BRANCH)), "If|graph within"),
-        (build(node("Identity", extra=BRANCH)), "graph within"),
+        (build(node("Loop", "x", body=BRANCH)), "Loop|subgraph"),
+        (build(node("If", "x", then_branch=BRANCH, else_branch=BRANCH)), "If|subgraph"),
+        (build(node("Identity", extra=BRANCH)), "subgraph"),
         (
             build(node("Gelu", domain="com.microsoft"), domains=(("", 20), ("com.microsoft", 1))),
             r"com\.microsoft.Gelu",
@@ -68,7 +68,7 @@ BRANCH = helper.make_graph([], "inner", [], [])
 )
 def test_other_operators_are_refused_by_name(data, said):
     with pytest.raises(ModelFileError, match=said):
-        outline(data, "face.onnx")
+        graph_summary(data, "face.onnx")
 
 
 def external(**fields) -> onnx.TensorProto:
@@ -84,26 +84,26 @@ def external(**fields) -> onnx.TensorProto:
 def test_external_data_is_refused(place, located):
     weight = external(place=place, located=located)
     with pytest.raises(ModelFileError, match="another file"):
-        outline(build(node("Add", "x", "w"), weights=[weight]), "face.onnx")
+        graph_summary(build(node("Add", "x", "w"), weights=[weight]), "face.onnx")
     with pytest.raises(ModelFileError, match="another file"):
-        outline(build(node("Add", "x", "c"), node("Constant", value=weight)), "face.onnx")
+        graph_summary(build(node("Add", "x", "c"), node("Constant", value=weight)), "face.onnx")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x08\x0a", b"\xff" * 30, b"\x3a\x05ab", b"\x38\x01", b"\x0b" * 9])
 def test_bytes_that_are_no_graph_are_refused(data):
     with pytest.raises(ModelFileError, match=r"face\.onnx: not an ONNX graph"):
-        outline(data, "face.onnx")
+        graph_summary(data, "face.onnx")
 
 
 def test_functions_and_sparse_weights_are_refused():
     model = onnx.load_from_string(build(node("Relu")))
     model.functions.add(name="f", domain="d")
     with pytest.raises(ModelFileError, match="functions"):
-        outline(model.SerializeToString(), "m")
+        graph_summary(model.SerializeToString(), "m")
     model = onnx.load_from_string(build(node("Relu")))
     model.graph.sparse_initializer.add()
     with pytest.raises(ModelFileError, match="sparse"):
-        outline(model.SerializeToString(), "m")
+        graph_summary(model.SerializeToString(), "m")
 
 
 def test_a_truncated_file_is_called_so(tmp_path):

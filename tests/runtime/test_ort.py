@@ -1,4 +1,4 @@
-"""How a graph is run: wide and narrow, spread over cores, bound to a device's memory, in threads and forks."""
+"""How a graph is run: multi- and single-threaded, sharded, bound to the memory of a device, in threads and forks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from vae_runtime import VAE, InputError
 from vae_runtime.errors import DeviceError, DeviceWarning, InputTypeError, ModelFileError
 from vae_runtime.ort import devices
 from vae_runtime.ort.devices import CPU, CUDA, TENSORRT, DeviceOptions, Driver, choose_providers
-from vae_runtime.ort.graph import BUCKETS, BoundRunner, Graph, active_device, cut
+from vae_runtime.ort.graph import Graph, active_device
+from vae_runtime.ort.runners import BUCKETS, BoundRunner, split
 
 CLASSIC = Path(__file__).parents[2] / "exported" / "anime-32"
 
@@ -36,29 +37,32 @@ def vae(tiny):
     return VAE.load(tiny.folder, device="cpu")
 
 
-def test_cut():
-    assert cut(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
-    assert cut(0, 4) == [slice(0, 0)]
+def test_split():
+    assert split(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert split(0, 4) == [slice(0, 0)]
 
 
 @pytest.mark.parametrize("model", [CLASSIC, None], ids=["classic", "bundled"])
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 63, 64, 65, 150])
 def test_all_ways_to_run_give_the_same_bits(model, count, rng):
-    """Wide, narrow, spread over two cores, row by row: the promise on which `Graph` chooses freely."""
+    """Multi-threaded, single-threaded, sharded over two cores, row by row."""
     vae = VAE.load(model, device="cpu", threads=2)
     z = rng.standard_normal((count, vae.latent_dim), np.float32)
     runner = vae.decoder._runner
     whole = vae.decoder.run(z)[0]
     assert runner.pool is not None
-    np.testing.assert_array_equal(runner.wide(z)[0], whole)
-    np.testing.assert_array_equal(runner.narrow(z)[0], whole)
+    np.testing.assert_array_equal(runner.multi_threaded(z)[0], whole)
+    np.testing.assert_array_equal(runner.single_threaded(z)[0], whole)
     np.testing.assert_array_equal(VAE.load(model, device="cpu", threads=1).decoder.run(z)[0], whole)
-    np.testing.assert_array_equal(np.concatenate([runner.wide(row[None])[0] for row in z]), whole)
+    np.testing.assert_array_equal(np.concatenate([runner.multi_threaded(row[None])[0] for row in z]), whole)
     images = rng.random((count, 3, vae.image_size, vae.image_size), np.float32)
-    for wide, narrow in zip(vae.encoder._runner.wide(images), vae.encoder._runner.narrow(images), strict=True):
-        np.testing.assert_array_equal(wide, narrow)
+    for multi, single in zip(
+        vae.encoder._runner.multi_threaded(images), vae.encoder._runner.single_threaded(images), strict=True
+    ):
+        np.testing.assert_array_equal(multi, single)
 
 
+@pytest.mark.slow
 def test_32_threads_of_300_calls_get_the_sequential_bits(classic, rng):
     faces = rng.integers(0, 256, (32, 32, 32, 3), np.uint8)
     codes = [classic.encode(face)[0] for face in faces]
@@ -197,7 +201,7 @@ def test_a_run_that_fails_is_our_error(vae, tiny):
 def test_bound_runs_equal_plain_ones(classic, count, rng):
     """The CUDA way of running, with the CPU as the device whose memory is bound."""
     encoder = classic.encoder
-    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, replay=False)
+    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, cuda_graph=False)
     for _ in range(2):  # the second round uses the buffers of the first
         images = rng.random((count, 3, 32, 32), np.float32)
         parts = runner.each(count, lambda rows, run, images=images: run(images[rows]))
@@ -209,7 +213,7 @@ def test_bound_runs_equal_plain_ones(classic, count, rng):
 
 def test_bound_results_do_not_change_with_the_next_run(classic, rng):
     encoder = classic.encoder
-    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, replay=False)
+    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, cuda_graph=False)
     first = runner._run(rng.random((2, 3, 32, 32), np.float32))[0]
     kept = first.copy()
     runner._run(rng.random((2, 3, 32, 32), np.float32))
@@ -218,7 +222,7 @@ def test_bound_results_do_not_change_with_the_next_run(classic, rng):
 
 def test_bound_runs_share_their_buffers_under_a_lock(classic, rng):
     encoder = classic.encoder
-    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, replay=False)
+    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, cuda_graph=False)
     images = rng.random((8, 1, 3, 32, 32), np.float32)
     expected = [encoder.run(image)[0] for image in images]
     wrong = []
@@ -236,7 +240,7 @@ def test_bound_runs_share_their_buffers_under_a_lock(classic, rng):
 
 def test_each_captured_graph_has_its_own_number(classic):
     encoder = classic.encoder
-    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, replay=True)
+    runner = BoundRunner(encoder.session, ("cpu", 0), encoder.inputs, encoder.outputs, cuda_graph=True)
     numbers = [runner._bind(bucket)[3].get_run_config_entry("gpu_graph_id") for bucket in (1, 8)]
     assert numbers == ["1", "8"]
 
@@ -397,5 +401,5 @@ def test_a_graph_needs_no_model_folder(tiny, rng):
 def test_names_that_are_no_text_are_refused(tiny):
     """A fuzzer found it: ONNX Runtime opens such a graph, and Python cannot read its names."""
     data = (tiny.folder / "decoder.onnx").read_bytes().replace(b"batch", b"b\xfftch")
-    with pytest.raises(ModelFileError, match="not the graph of a model of ours"):
+    with pytest.raises(ModelFileError, match="not a graph of an exported model"):
         Graph(data, "decoder", {"z": (DIM,)}, {"image": (3, SIZE, SIZE)}, DeviceOptions(device="cpu"))

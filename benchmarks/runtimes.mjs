@@ -1,4 +1,4 @@
-// Runs one ONNX graph on some batches, in Node or in a page: fetches the job from its server and posts the answer.
+// Runs one ONNX graph on some batches, in Node or in a page: fetches the job from its server and posts its outputs.
 
 const node = typeof process !== "undefined" && Boolean(process.versions?.node);
 const base = node ? process.argv.at(-1) : location.href;
@@ -13,7 +13,7 @@ function packed(floats) {
   return btoa(text);
 }
 
-async function engine(job) {
+async function load(job) {
   if (job.kind === "node") return (await import("node:module")).createRequire(`${job.modules}/`)("onnxruntime-node");
   const ort = await import(new URL(`ort.${job.kind}.min.mjs`, base));
   ort.env.wasm.wasmPaths = base;
@@ -24,12 +24,12 @@ async function engine(job) {
 async function answer(ort, session, job, { dims, data }) {
   const values = new ort.Tensor("float32", new Float32Array(bytes(data).buffer), dims);
   const run = async () => {
-    const found = await session.run({ [job.feed]: values });
-    return Promise.all(job.exits.map(async (name) => ({ dims: found[name].dims, data: await found[name].getData() })));
+    const found = await session.run({ [job.input]: values });
+    return Promise.all(job.outputs.map(async (name) => ({ dims: found[name].dims, data: await found[name].getData() })));
   };
   const outputs = (await run()).map(({ dims, data }) => ({ dims, data: packed(data) }));
   let fastest = Infinity;
-  for (let spent = 0; spent < job.enough; ) {
+  for (let spent = 0; spent < job.milliseconds; ) {
     const start = performance.now();
     await run();
     const time = performance.now() - start;
@@ -44,7 +44,7 @@ async function work(job) {
     const adapter = await navigator.gpu?.requestAdapter();
     return adapter ? { adapter: `${adapter.info.vendor} ${adapter.info.architecture}`.trim() } : {};
   }
-  const ort = await engine(job);
+  const ort = await load(job);
   const provider = job.kind === "node" ? "cpu" : job.kind;
   const session = await ort.InferenceSession.create(bytes(job.graph), { executionProviders: [provider] });
   const answers = [];

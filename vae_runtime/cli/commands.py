@@ -1,0 +1,214 @@
+"""What each verb of `python -m vae_runtime` does with its parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_runtime import latent
+from vae_runtime.cli import diagnostics
+from vae_runtime.cli.arguments import EXIT_FAILURE, progress
+from vae_runtime.config import CARD_FILE, CONFIG_FILE, PRIOR_FILE, VARIANTS, ModelConfig, graph_files
+from vae_runtime.directions import Directions
+from vae_runtime.errors import ImageError, InputError, VAEError
+from vae_runtime.figures import image_grid, save_animation, save_png
+from vae_runtime.golden import Golden
+from vae_runtime.hub import push, resolve
+from vae_runtime.images import Pixels, load_image
+from vae_runtime.model import VAE
+from vae_runtime.ort.verify import read_verified
+from vae_runtime.picture_files import find_images
+from vae_runtime.prior import Prior
+from vae_runtime.stream import CodesFile, batches, prefetch
+
+_SHOWN = 50  # files that were left out, by name
+_HIDDEN = np.uint8(128)  # the gray of the part to paint
+
+
+def load(arguments: argparse.Namespace) -> VAE:
+    """The model that --model, --variant and --device name."""
+    return VAE.load(arguments.model, variant=arguments.variant, device=arguments.device)
+
+
+def info(arguments: argparse.Namespace) -> int:
+    _show(diagnostics.environment())
+    wrong, repair = diagnostics.diagnose()
+    runs = True
+    try:
+        vae = load(arguments)
+        folder = resolve(arguments.model, arguments.variant)
+        _show(_describe(vae) | diagnostics.nodes(vae, folder) | diagnostics.probe(vae))
+    except VAEError as error:
+        runs = False
+        _show({"no model runs": str(error)})
+    if not runs or not vae.device.startswith("cuda"):
+        _show({"why not CUDA": diagnostics.why_cpu() or "it was not asked for"})
+    _show({"wrong": wrong, "repair": repair} if wrong else {"wrong": "nothing"})
+    return 0 if runs else EXIT_FAILURE
+
+
+def check(arguments: argparse.Namespace) -> int:
+    folder = resolve(arguments.model, arguments.variant)
+    with load(arguments) as vae:
+        found = Golden.load(folder).check(vae)
+        verdict = "" if found.tolerable else ", more than rounding explains"
+        differ = f"pictures differ by at most {found.pixels} of 255, codes by {found.codes:.1g}"
+        print(f"{vae.config.name} on {vae.device}: {differ}{verdict}")
+    return 0 if found.tolerable else EXIT_FAILURE
+
+
+def _describe(vae: VAE) -> dict[str, str]:
+    config, data = vae.config, vae.config.training_data
+    found = [variant for variant in VARIANTS if config.files.keys() >= set(graph_files(variant))]
+    return {
+        "model": f"{config.name} ({config.preset}), id {config.model_id}",
+        "pictures": f"{config.image_size} x {config.image_size} RGB, latent_dim {config.latent_dim}",
+        "variant": f"{vae.variant or 'float32'}, of float32{', '.join(['', *found])}",
+        "prior": f"{vae.prior.kind}, fitted" if PRIOR_FILE in config.files else vae.prior.kind,
+        "directions": ", ".join(vae.directions.names) if vae.directions else "none named",
+        "trained on": f"{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}",
+        **{metric: f"{figure:.4g}" for metric, figure in config.metrics.items()},
+        "runs on": f"{vae.device} ({', '.join(vae.encoder.session.get_providers())})",
+    }
+
+
+def _show(facts: dict[str, str]) -> None:
+    for name, value in facts.items():
+        print(f"{name:<24}{value}")
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    originals = vae.prepare(arguments.images)
+    pictures = np.concatenate([originals, vae.reconstruct(originals)])
+    _write_sheet(image_grid(pictures, len(originals), scale=arguments.scale), arguments)
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    options = {name: getattr(arguments, name) for name in ("temperature", "truncation", "prior")}
+    faces = vae.sample(arguments.n, arguments.seed, **options)
+    _write_sheet(image_grid(faces, scale=arguments.scale), arguments)
+
+
+def interpolate(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    faces = vae.interpolate(arguments.a, arguments.b, steps=arguments.steps, method=arguments.method)
+    _write_frames(faces[:, None], arguments, columns=len(faces))
+
+
+def walk(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    if arguments.images:
+        keys = vae.encode(arguments.images)[0]
+    else:
+        prior = vae.prior if arguments.prior == "model" else Prior.standard(vae.latent_dim)
+        keys = prior.sample(arguments.n, arguments.seed, arguments.temperature)
+    codes = latent.path(keys, arguments.steps, arguments.method, closed=not arguments.open)
+    frames = list(progress(vae.iter_decode(codes), "walk", len(codes)))
+    _write_frames(np.concatenate(frames)[:, None], arguments, columns=arguments.steps)
+
+
+def edit(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    known = Directions.load(arguments.directions) if arguments.directions else vae.directions
+    name = arguments.direction or (known.names[0] if known is not None else _most_active_latent(vae))
+    vector = known[name] if known is not None and arguments.directions else vae.direction(name)
+    mu = vae.encode(arguments.images)[0]
+    amounts = np.linspace(-arguments.strength, arguments.strength, arguments.steps)
+    frames = np.stack([vae.decode(mu + amount * vector) for amount in amounts])
+    _write_frames(frames, arguments, columns=arguments.steps)
+
+
+def _most_active_latent(vae: VAE) -> str:
+    """The latent that changes the picture most: many latents of a VAE have no effect."""
+    middle = vae.decode(np.zeros(vae.latent_dim)).astype(int)
+    moved = [np.abs(vae.decode(2 * code) - middle).sum() for code in np.eye(vae.latent_dim)]
+    return f"z{np.argmax(moved)}"
+
+
+def invert(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    originals = vae.prepare(arguments.images)
+    codes = vae.invert(originals, steps=arguments.steps)
+    if arguments.output.suffix.lower() == ".npy":
+        np.save(arguments.output, codes)
+        print(arguments.output)
+        return
+    pictures = np.concatenate([originals, vae.reconstruct(originals), vae.decode(codes)])
+    _write_sheet(image_grid(pictures, len(originals), scale=arguments.scale), arguments)
+
+
+def inpaint(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    image = load_image(arguments.image)
+    mask: Pixels | NDArray[np.bool_] = load_image(arguments.mask) if arguments.mask else _boxed(image, arguments.box)
+    painted = vae.inpaint(image, mask, arguments.steps)
+    _, hidden = vae.prepare_masked(image, mask)
+    original = vae.prepare(image)
+    pictures = np.concatenate([original, np.where(hidden[..., None], _HIDDEN, original), painted])
+    _write_sheet(image_grid(pictures, 3, scale=arguments.scale), arguments)
+
+
+def _boxed(image: Pixels, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    x, y, width, height = box
+    if x + width > image.shape[1] or y + height > image.shape[0]:
+        raise InputError(f"--box {x},{y},{width},{height}: reaches out of {image.shape[1]} x {image.shape[0]} pixels")
+    mask = np.zeros(image.shape[:2], np.bool_)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def encode(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    unreadable: list[str] = []
+    with CodesFile(arguments.output, vae.latent_dim, arguments.resume) as codes:
+        found = find_images(arguments.images, known=codes.done())
+        parts = prefetch(_read(vae, part, unreadable) for part in batches(map(str, found), arguments.batch))
+        for part in progress(parts, "encode"):
+            if part:
+                codes.append([name for name, _ in part], vae.encode(np.stack([face for _, face in part]))[0])
+        print(f"{codes.path}: {codes.count} codes of {codes.latent_dim} numbers, names in {codes.names_path}")
+    left_out = unreadable + found.skipped
+    for sentence in left_out[:_SHOWN]:
+        print(f"note: left out {sentence}", file=sys.stderr)
+    if len(left_out) > _SHOWN:
+        print(f"note: left out {len(left_out) - _SHOWN} more", file=sys.stderr)
+
+
+def _read(vae: VAE, names: list[str], unreadable: list[str]) -> list[tuple[str, Pixels]]:
+    """The pictures of one batch that can be read; the errors of the others go into `unreadable`."""
+    found = []
+    for name in names:
+        try:
+            found.append((name, vae.prepare(name)[0]))
+        except ImageError as error:
+            unreadable.append(str(error).removeprefix("images[0]: "))
+    return found
+
+
+def push_model(arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.folder)
+    config = ModelConfig.load(folder)
+    for file, digest in config.files.items():
+        read_verified(folder / file, digest)
+    # The card shows pictures, which have no digest.
+    print(push(folder, arguments.repository, [CONFIG_FILE, CARD_FILE, "*.png", *config.files], arguments.private))
+
+
+def _write_sheet(sheet: Pixels, arguments: argparse.Namespace) -> None:
+    print(save_png(sheet, arguments.output))
+
+
+def _write_frames(frames: Pixels, arguments: argparse.Namespace, columns: int) -> None:
+    """frames (n, faces, S, S, 3): an animation of all faces side by side, or a sheet with a row for each face."""
+    if arguments.output.suffix.lower() == ".png":
+        faces = frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
+        _write_sheet(image_grid(faces, columns, scale=arguments.scale), arguments)
+        return
+    pictures = [image_grid(faces, len(faces), scale=arguments.scale, gap=0) for faces in frames]
+    print(save_animation(pictures, arguments.output, arguments.fps))
