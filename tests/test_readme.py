@@ -45,6 +45,7 @@ def place(tmp_path, monkeypatch):
 APPS = {block.split(":")[0].removeprefix("# "): block for block in PYTHON if block.startswith("# ")}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:running on the CPU")
 def test_the_python_example_runs(place):
     names: dict[str, object] = {}
@@ -103,7 +104,12 @@ def test_the_video_loop_writes_as_many_frames(place):
     assert read[0][1].shape == (256, 512, 3)
 
 
-@pytest.mark.parametrize("line", PLAY)
+SLOW = ("python -m benchmarks", "python -m vae_runtime invert", "python -m vae_runtime inpaint")
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] if line.startswith(SLOW) else []) for line in PLAY]
+)
 def test_the_runtime_commands_run(line, place):
     arguments = shlex.split(line) + (["--seconds", "0.1", "--batches", "1"] if "benchmarks" in line else [])
     done = subprocess.run([sys.executable, *arguments[1:]], capture_output=True, text=True)
