@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,9 +37,11 @@ def as_latent(value: ArrayLike, name: str = "z") -> Array:
     if value is None:
         raise InputTypeError(f"{name}: got None, expected an array of numbers")
     try:
-        array = np.asarray(value)
+        array = np.asarray(_from_torch(value))
     except ValueError as error:
         raise InputError(f"{name}: rows of different lengths, expected a rectangular array") from error
+    except Exception as error:  # what other libraries raise for arrays that they cannot convert
+        raise InputTypeError(f"{name}: got {type(value).__name__}, expected an array of numbers ({error})") from error
     if array.dtype.kind not in "iuf":
         raise InputTypeError(f"{name}: got an array of {array.dtype}, expected real numbers")
     # Asking for the native type also turns big-endian input round, which ONNX Runtime would misread.
@@ -51,13 +53,21 @@ def as_latent(value: ArrayLike, name: str = "z") -> Array:
     return array
 
 
+def _from_torch(value: Any) -> Any:
+    """A torch tensor as NumPy takes it: without its gradient, on the CPU, and not in bfloat16."""
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        return value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return [_from_torch(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def as_codes(z: ArrayLike, latent_dim: int | None = None, name: str = "z") -> Array:
     """`z` as a finite array (n, d), one code (d,) as (1, d). InputError for another rank, or another d than given."""
     codes = as_latent(z, name)
-    codes = codes[None] if codes.ndim == 1 else codes
+    shape, codes = codes.shape, codes[None] if codes.ndim == 1 else codes
     if codes.ndim != 2 or (latent_dim is not None and codes.shape[1] != latent_dim):
         wanted = "d" if latent_dim is None else latent_dim
-        raise InputError(f"{name}: got the shape {np.shape(z)}, expected (n, {wanted})")
+        raise InputError(f"{name}: got the shape {shape}, expected (n, {wanted})")
     return codes
 
 

@@ -12,7 +12,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,22 +73,23 @@ def load_mask(source: ImageSource) -> NDArray[np.bool_]:
     return np.asarray(bright > (0 if bright.max() == 1 else 127))
 
 
-def load_each(images: Images) -> Iterator[Pixels]:
-    """`load_image` of one picture or of each of several; an error in several names the position."""
-    if is_one_image(images):
-        yield load_image(images)  # type: ignore[arg-type]  # it is one
-        return
+def load_each(images: Images, skipped: list[tuple[int, ImageError]] | None = None) -> Iterator[Pixels]:
+    """`load_image` of one picture or of each of several; an error in several names the position.
+
+    skipped: takes the position and the error of pictures that cannot be read, which are left out; None raises them.
+    """
+    several = not is_one_image(images)
     for index, source in enumerate(each_image(images)):
-        yield load_at(source, index)
-
-
-def load_at(source: ImageSource, index: int) -> Pixels:
-    """`load_image`, with the position of the picture in its errors."""
-    try:
-        return load_image(source)
-    except ImageError as error:
-        error.args = (f"images[{index}]: {str(error.args[-1]).removeprefix('image: ')}",)
-        raise
+        try:
+            picture = load_image(source)
+        except ImageError as error:
+            if several:
+                error.args = (f"images[{index}]: {str(error.args[-1]).removeprefix('image: ')}",)
+            if skipped is None:
+                raise
+            skipped.append((index, error))
+        else:
+            yield picture
 
 
 def is_one_image(images: Images) -> bool:
@@ -107,7 +108,7 @@ def each_image(images: Images) -> Iterable[ImageSource]:
         raise InputTypeError(
             f"images: got {type(images).__name__}, expected a picture or an ordered iterable of pictures{hint}"
         )
-    return images
+    return cast(Iterable[ImageSource], images)
 
 
 def prepare(images: Images, size: int) -> Pixels:

@@ -7,10 +7,11 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +30,7 @@ from vae_runtime.config import (
     graph_files,
 )
 from vae_runtime.directions import Directions, Neighbors
-from vae_runtime.errors import InputError, ModelFileError
+from vae_runtime.errors import ImageError, InputError, ModelFileError
 from vae_runtime.hub import resolve
 from vae_runtime.images import (
     Images,
@@ -37,7 +38,7 @@ from vae_runtime.images import (
     Pixels,
     each_image,
     fit_square,
-    load_at,
+    load_each,
     prepare,
     to_pixels,
     to_unit,
@@ -49,7 +50,10 @@ from vae_runtime.ort.devices import DeviceOptions, Provider
 from vae_runtime.ort.graph import MAX_BATCH, Graph
 from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Codes, Prior
-from vae_runtime.stream import batches, prefetch
+from vae_runtime.stream import Batches, batches, prefetch
+
+T = TypeVar("T")
+OnError: TypeAlias = Literal["raise", "skip"]
 
 MAX_CODE = 1e6
 """Largest number of a code that is decoded: far beyond any prior, and far from the overflow of float32."""
@@ -80,7 +84,7 @@ class VAE:
         self.encoder = self._graph(encoder, {"image": picture}, {"mu": code, "logvar": code})
         self.decoder = self._graph(decoder, {"z": code}, {"image": picture})
         self._inverse: Graph | None = None
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self.prior = Prior.standard(config.latent_dim)
         if PRIOR_FILE in config.files:
             self.prior = self._beside(PRIOR_FILE, Prior.from_bytes, lambda prior: prior.latent_dim)
@@ -180,10 +184,12 @@ class VAE:
         self.close()
 
     def close(self) -> None:
-        """Free the sessions, with their threads and memory; a second call does nothing, other calls raise."""
-        for graph in (self.encoder, self.decoder, self._inverse):
-            if graph is not None:
-                graph.close()
+        """Free the sessions, with their threads and memory. A second call does nothing; later runs raise InputError."""
+        with self._lock:
+            self._closed = True
+            for graph in (self.encoder, self.decoder, self._inverse):
+                if graph is not None:
+                    graph.close()
 
     @property
     def has_inverse(self) -> bool:
@@ -192,7 +198,7 @@ class VAE:
 
     @property
     def inverse(self) -> Graph:
-        """The graph of inverse.onnx: z, image, weight -> loss, gradient (see vae_train/inverse.py).
+        """The graph of inverse.onnx: z, image, weight -> loss, gradient (see vae_train/export/decoder_gradient.py).
 
         ModelFileError if the model has none.
         """
@@ -201,6 +207,8 @@ class VAE:
                 f"{self._folder}: has no {INVERSE_FILE}, which this needs; python -m vae_train inverse FOLDER adds it"
             )
         with self._lock:
+            if self._closed:
+                raise InputError(f"{self._folder}: closed; load the model again")
             if self._inverse is None:
                 (code,), (picture,) = self.decoder.inputs.values(), self.decoder.outputs.values()
                 inputs = {"z": code, "image": picture, "weight": (1, *picture[1:])}
@@ -265,31 +273,55 @@ class VAE:
         """decode(mu): no noise, so the same picture gives the same answer every time. uint8 (n, S, S, 3)."""
         return self.decode(self.encode(images)[0])
 
-    def iter_prepare(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
+    def iter_prepare(
+        self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH, on_error: OnError = "raise"
+    ) -> Batches[Pixels]:
         """`prepare`, lazily: uint8 (n, S, S, 3), n <= batch_size, one batch after the other.
 
-        The next batch is read and decoded in a thread of its own while the caller works on this one. A million pictures
-        take the memory of three batches. An error comes up where its picture would have come, and names its position.
+        The next pictures are read and decoded in a thread while the caller works on these; a million pictures take the
+        memory of three batches. `close()` ends it early. on_error: "raise" raises an ImageError that names the position
+        when its picture is reached; "skip" leaves the picture out and adds (position, error) to the result's `skipped`.
         """
         size = check_count(batch_size, "batch_size", 1, 4096)
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error: got {on_error!r}, expected 'raise' or 'skip'")
+        each_image(images)  # refuses other types before anything is read
+        skipped: list[tuple[int, ImageError]] = []
+        loaded = load_each(images, None if on_error == "raise" else skipped)
 
-        def prepare(batch: list[tuple[int, ImageSource]]) -> Pixels:
-            return np.stack([fit_square(load_at(source, index), self.image_size) for index, source in batch])
+        def generate() -> Generator[Pixels]:
+            with closing(prefetch((fit_square(picture, self.image_size) for picture in loaded), 2 * size)) as pictures:
+                for batch in batches(pictures, size):
+                    yield np.stack(batch)
 
-        return prefetch(map(prepare, batches(enumerate(each_image(images)), size)))
+        return Batches(generate(), skipped)
 
-    def iter_encode(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[tuple[Codes, Codes]]:
+    def iter_encode(
+        self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH, on_error: OnError = "raise"
+    ) -> Batches[tuple[Codes, Codes]]:
         """`encode`, lazily: (mu, logvar) of one batch after the other; see `iter_prepare`."""
-        return (self.encode(pixels) for pixels in self.iter_prepare(images, batch_size))
+        return self._each_batch(self.iter_prepare(images, batch_size, on_error), self.encode)
+
+    def iter_reconstruct(
+        self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH, on_error: OnError = "raise"
+    ) -> Batches[Pixels]:
+        """`reconstruct`, lazily: uint8 (n, S, S, 3), one batch after the other; see `iter_prepare`."""
+        return self._each_batch(self.iter_prepare(images, batch_size, on_error), self.reconstruct)
+
+    @staticmethod
+    def _each_batch(source: Batches[Pixels], function: Callable[[Pixels], T]) -> Batches[T]:
+        def generate() -> Generator[T]:
+            with closing(source):
+                for pixels in source:
+                    yield function(pixels)
+
+        return Batches(generate(), source.skipped)
 
     def iter_decode(self, codes: Iterable[ArrayLike], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
         """`decode`, lazily: codes (latent_dim,), one by one from any iterable; uint8 (n, S, S, 3), n <= batch_size."""
         size = check_count(batch_size, "batch_size", 1, 4096)
-        return (self.decode(np.stack([np.asarray(code) for code in batch])) for batch in batches(codes, size))
-
-    def iter_reconstruct(self, images: Iterable[ImageSource], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
-        """`reconstruct`, lazily: uint8 (n, S, S, 3), one batch after the other; see `iter_prepare`."""
-        return (self.reconstruct(pixels) for pixels in self.iter_prepare(images, batch_size))
+        rows = (as_codes(code, self.latent_dim, f"codes[{index}]") for index, code in enumerate(codes))
+        return (self.decode(np.concatenate(batch)) for batch in batches(rows, size))
 
     def sample(
         self,

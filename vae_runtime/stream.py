@@ -1,4 +1,4 @@
-"""Long ways through many pictures in constant memory: batches, reading prefetch, and codes written as they come."""
+"""Many pictures in constant memory: batches, prefetching, and codes written to disk as they come."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from vae_runtime.errors import InputError, ModelFileError
+from vae_runtime.errors import ImageError, InputError, ModelFileError
 
 T = TypeVar("T")
 
+_GRACE = 0.5  # seconds that a closed iterator waits for its thread
 _HEADER = 128  # bytes; NumPy pads its header so that the number of rows can be changed in place
 
 
@@ -31,10 +32,29 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def prefetch(items: Iterable[T], depth: int = 1) -> Iterator[T]:
+class Batches(Iterator[T]):
+    """Batches of pictures, made lazily, with `skipped`: what was left out, the position and the error of each."""
+
+    def __init__(self, items: Generator[T], skipped: list[tuple[int, ImageError]]) -> None:
+        """skipped: the list that the source of `items` fills."""
+        self._items, self.skipped = items, skipped
+
+    def __iter__(self) -> Batches[T]:
+        return self
+
+    def __next__(self) -> T:
+        return next(self._items)
+
+    def close(self) -> None:
+        """End early, and with it the thread that reads ahead."""
+        self._items.close()
+
+
+def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T]:
     """The same items, made in a thread of their own, up to `depth` of them before they are asked for.
 
-    An error of the source is raised where its item would have come. Closing the iterator early ends the thread.
+    An error of the source is raised where its item would have come. Closing the iterator early ends the thread; where
+    the source blocks, the thread ends when the source returns, and `close` does not wait for it.
     """
     ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     left = threading.Event()
@@ -71,7 +91,7 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Iterator[T]:
                 raise item  # type: ignore[misc]  # else it is an exception
     finally:
         left.set()
-        thread.join()
+        thread.join(_GRACE)
 
 
 class CodesFile:

@@ -90,6 +90,17 @@ def test_it_is_opened_once_when_first_used(tiny, faces):
         vae.inverse.run(*(np.zeros((1, *shape), np.float32) for shape in found[0].inputs.values()))
 
 
+def test_it_is_not_opened_after_close(tiny, faces):
+    vae = VAE.load(tiny.folder, device="cpu")
+    vae.close()
+    vae.close()
+    with pytest.raises(InputError, match="closed"):
+        vae.inverse  # noqa: B018
+    with pytest.raises(InputError, match="closed"):
+        vae.invert(faces, steps=1)
+    assert vae._inverse is None
+
+
 def test_a_damaged_one_is_named(tmp_path):
     folder = build_model(tmp_path / "m").folder
     (folder / "inverse.onnx").write_bytes(b"\x08\x0a")

@@ -27,6 +27,46 @@ from vae_runtime.errors import InputError, InputTypeError
 PAIRS = hnp.arrays(np.float64, (2, 6), elements=st.floats(-1e6, 1e6))
 
 
+class Tensor:
+    """A torch tensor as far as it matters: it does not convert itself while it needs a gradient or is in bfloat16."""
+
+    def __init__(self, values, dtype="torch.float32", grad=True):
+        self.values, self.dtype, self.grad = np.asarray(values, np.float32), dtype, grad
+
+    def detach(self):
+        return Tensor(self.values, self.dtype, grad=False)
+
+    def cpu(self):
+        return self
+
+    def float(self):
+        return Tensor(self.values, grad=self.grad)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        if self.dtype == "torch.bfloat16":
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self.values
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_torch_tensors_are_arrays(dtype):
+    a, b = Tensor([0.0, 2.0], dtype), Tensor([2.0, 0.0], dtype)
+    np.testing.assert_array_equal(lerp(a, b, 0.5), [1, 1])
+    np.testing.assert_array_equal(path([a, b], 1), [[0, 2], [2, 0]])
+
+
+def test_objects_that_cannot_become_arrays_are_refused():
+    class Odd:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("on another planet")
+
+    for value in (Odd(), {"a": 1}, {1.0}, object()):
+        with pytest.raises(InputTypeError, match="mu"):
+            kl_divergence(value, [1.0])
+
+
 def test_reparameterize_is_mu_plus_sigma_times_eps(rng):
     mu, logvar = rng.normal(size=(2, 5, 7)).astype(np.float32)
     eps = np.random.default_rng(3).standard_normal((5, 7))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny_model import DIM, SIZE
 
-from vae_runtime import VAE, ImageError, InputError, ModelFileError
+from vae_runtime import VAE, ImageError, InputError, InputTypeError, ModelFileError, VAEError
 from vae_runtime.__main__ import main
 from vae_runtime.stream import CodesFile, batches, open_codes, prefetch, read_names
 
@@ -72,6 +72,53 @@ def test_the_error_of_a_picture_comes_in_its_place(vae, faces):
 def test_batch_sizes_out_of_range_are_refused(vae, faces, size):
     with pytest.raises(InputError, match="batch_size"):
         vae.iter_encode(faces, size)
+
+
+@pytest.mark.parametrize("form", ["iter_prepare", "iter_encode", "iter_reconstruct"])
+def test_bad_pictures_can_be_left_out_and_are_reported(vae, faces, tmp_path, form):
+    sources = [faces[0], b"no picture", *faces[1:3], tmp_path / "gone.png", faces[3]]
+    stream = getattr(vae, form)(sources, 2, on_error="skip")
+    parts = [part[0] if form == "iter_encode" else part for part in stream]
+    whole = getattr(vae, form.removeprefix("iter_"))(faces[:4])
+    np.testing.assert_array_equal(np.concatenate(parts), whole[0] if form == "iter_encode" else whole)
+    assert [index for index, _ in stream.skipped] == [1, 4]
+    assert all(isinstance(error, ImageError) and f"images[{index}]" in str(error) for index, error in stream.skipped)
+
+
+def test_other_ways_to_handle_errors_are_refused(vae, faces):
+    with pytest.raises(InputError, match="on_error"):
+        vae.iter_encode(faces, on_error="ignore")
+
+
+@pytest.mark.parametrize("value", [{"a": "b.png"}, {"b.png"}, 3])
+def test_what_is_no_sequence_of_pictures_is_refused_at_once(vae, value):
+    with pytest.raises(InputTypeError, match="images"):
+        vae.iter_encode(value)
+
+
+def test_closing_ends_the_thread_even_where_the_source_blocks(vae, faces):
+    before, released = threading.active_count(), threading.Event()
+
+    def blocking():
+        yield from faces[:8]
+        released.wait(60)
+
+    stream = vae.iter_encode(blocking(), 2)
+    next(stream)
+    stream.close()
+    assert not released.is_set()
+    assert list(stream) == []
+    released.set()
+    for thread in threading.enumerate():
+        if thread.name == "vae-runtime-prefetch":
+            thread.join(10)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("bad", [np.zeros(DIM + 1), np.full(DIM, np.nan), "code"])
+def test_codes_that_do_not_fit_are_named_by_their_position(vae, bad):
+    with pytest.raises(VAEError, match=r"codes\[1\]"):
+        list(vae.iter_decode([np.zeros(DIM), bad]))
 
 
 def test_reading_prefetch_ends_its_thread():
