@@ -18,10 +18,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vae_runtime.errors import ImageError, InputError, ModelFileError
+from vae_runtime.files import write_atomically
 
 T = TypeVar("T")
 
 _GRACE = 0.5  # seconds that a closed iterator waits for its thread
+_MAX_LINE = 4096
 _HEADER = 128  # bytes; NumPy pads its header so that the number of rows can be changed in place
 
 
@@ -95,23 +97,45 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T]:
 
 
 class CodesFile:
-    """Codes on the disk as they come: a .npy (n, latent_dim) float32, and beside it a name for each row.
+    """Codes on disk as they come: a .npy (n, latent_dim) float32, and beside it a name for each row.
 
-    `faces.npy` is a plain NumPy file at every moment: rows are written first, then the header that counts them. Names
-    are lines of JSON in `faces.names.jsonl`. Opening with `resume` goes on behind the last whole row.
+    `faces.npy` is a plain NumPy file at every moment: rows are written first, then the header that counts them.
+    `faces.names.jsonl` holds lines of JSON: first an object that says which model made the codes, then one text a row.
+    A file that ends without rows is removed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], latent_dim: int, resume: bool = False) -> None:
-        """Create the two files, or open them again; InputError if they are there without `resume`, or do not fit."""
-        self.path, self.latent_dim = Path(path), latent_dim
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        latent_dim: int,
+        *,
+        model_id: str,
+        variant: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Create the two files, or open them to append with `resume`.
+
+        Raises InputError if one of them exists without `resume`, or if another model or variant wrote them;
+        ModelFileError if they are damaged, or not such files.
+        """
+        self.path, self.latent_dim, self.count = Path(path), latent_dim, 0
         self.names_path = self.path.with_suffix(".names.jsonl")
-        self.count = 0
-        if self.path.exists() and not resume:
-            raise InputError(f"{self.path}: exists already; resume to go on with it, or give another name")
-        if self.path.exists():
+        origin = {"model_id": model_id, "variant": variant}
+        exists = [file for file in (self.path, self.names_path) if file.exists()]
+        if exists and not resume:
+            raise InputError(f"{exists[0]}: exists already; resume to append to it, or choose another name")
+        self._created = not exists
+        if self.names_path in exists:
+            _check_origin(self.names_path, origin, alone=self.path not in exists)
+        elif exists:
+            raise InputError(f"{self.path}: has no {self.names_path.name} beside it; choose another name")
+        else:
+            write_atomically(self.names_path, json.dumps(origin) + "\n")
+        if self.path in exists:
             self.count = len(open_codes(self.path, latent_dim))
-        self._rows = open(self.path, "r+b" if self.count or self.path.exists() else "w+b")  # noqa: SIM115
-        self._names = open(self.names_path, "r+b" if self.names_path.exists() and resume else "w+b")  # noqa: SIM115
+        else:
+            write_atomically(self.path, self._header())
+        self._rows, self._names = self.path.open("r+b"), self.names_path.open("r+b")
         try:
             self._trim()
         except BaseException:
@@ -120,13 +144,12 @@ class CodesFile:
 
     def _trim(self) -> None:
         """Cut what an interrupted run wrote behind the last row that the header counts."""
-        for _ in range(self.count):
+        for _ in range(1 + self.count):
             if not self._names.readline().endswith(b"\n"):
-                raise InputError(f"{self.names_path}: fewer names than {self.path} has rows; start again")
+                raise ModelFileError(f"{self.names_path}: fewer names than {self.path} has rows; choose another name")
         self._names.truncate(self._names.tell())
         self._names.seek(0, os.SEEK_END)
         self._rows.truncate(_HEADER + self.count * self.latent_dim * 4)
-        self._write_header()
 
     def done(self) -> set[str]:
         """The names of the rows that are there."""
@@ -146,17 +169,22 @@ class CodesFile:
         self._write_header()
 
     def _write_header(self) -> None:
-        header = io.BytesIO()
-        shape = (self.count, self.latent_dim)
-        npy.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
         self._rows.seek(0)
-        self._rows.write(header.getvalue())
+        self._rows.write(self._header())
         self._rows.flush()
 
+    def _header(self) -> bytes:
+        header, shape = io.BytesIO(), (self.count, self.latent_dim)
+        npy.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return header.getvalue()
+
     def close(self) -> None:
-        """Close both files."""
+        """Close both files; remove them if they are new and without a row."""
         self._rows.close()
         self._names.close()
+        if self._created and self.count == 0:
+            self.path.unlink(missing_ok=True)
+            self.names_path.unlink(missing_ok=True)
 
     def __enter__(self) -> CodesFile:
         return self
@@ -196,6 +224,21 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
     names_path = Path(path).with_suffix(".names.jsonl")
     try:
         lines = names_path.read_text(encoding="utf-8").splitlines()
-        return [str(json.loads(line)) for line in lines[: len(open_codes(path))]]
+        return [str(json.loads(line)) for line in lines[1 : 1 + len(open_codes(path))]]
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{names_path}: not a file of names ({str(error)[:160]})") from error
+
+
+def _check_origin(names_path: Path, origin: dict[str, str | None], alone: bool) -> None:
+    """Raise unless the names file says that this model made its codes. alone: there are no codes for its names."""
+    try:
+        with names_path.open("rb") as file:
+            found = json.loads(file.readline(_MAX_LINE))
+            orphaned = alone and bool(file.read(1))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{names_path}: not a file of names ({str(error)[:160]})") from error
+    if not isinstance(found, dict) or found.keys() != origin.keys() or orphaned:
+        raise InputError(f"{names_path}: not the names of such codes; choose another name for the output")
+    if found != origin:
+        models = [f"{each['model_id']}, {each['variant'] or 'float32'}" for each in (found, origin)]
+        raise InputError(f"{names_path}: codes of the model {models[0]}, not of {models[1]}; choose another name")

@@ -156,9 +156,51 @@ def test_encode_leaves_out_what_cannot_be_read(tmp_path, folder, tiny, capsys):
 
 def test_an_existing_file_is_not_overwritten(tmp_path, folder, tiny):
     (tmp_path / "codes.npy").write_bytes(b"precious")
-    with pytest.raises(InputError, match="resume"):
-        encode(folder, tmp_path / "codes.npy", tiny)
-    assert (tmp_path / "codes.npy").read_bytes() == b"precious"
+    for name in ("codes.npy", "codes.names.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(b"precious")
+        for verb in (["encode", str(folder)], ["invert", str(folder / "a" / "00.PNG"), "--steps", "1"]):
+            with pytest.raises(InputError, match="exists already"):
+                main([*verb, "-o", str(tmp_path / "codes.npy"), "--model", str(tiny.folder), "--device", "cpu"])
+        with pytest.raises((InputError, ModelFileError), match="codes"):
+            encode(folder, tmp_path / "codes.npy", tiny, "--resume")
+        assert path.read_bytes() == b"precious"
+        path.unlink()
+        assert not list(tmp_path.glob("codes*"))
+
+
+def test_codes_of_another_model_or_variant_are_not_resumed(tmp_path, rng):
+    out, rows = tmp_path / "codes.npy", rng.normal(size=(2, DIM)).astype(np.float32)
+    with CodesFile(out, DIM, model_id="m", variant="int8") as codes:
+        codes.append(["a", "b"], rows)
+    before = {path: path.read_bytes() for path in (out, codes.names_path)}
+    for model_id, variant in (("other", "int8"), ("m", None), ("m", "fp16")):
+        with pytest.raises(InputError, match="model"):
+            CodesFile(out, DIM, model_id=model_id, variant=variant, resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_names_without_codes_and_codes_without_names_are_kept(tmp_path, rng):
+    out = tmp_path / "codes.npy"
+    for lost in (".npy", ".names.jsonl"):
+        with CodesFile(out, DIM, model_id="m") as codes:
+            codes.append(["a"], rng.normal(size=(1, DIM)).astype(np.float32))
+        out.with_suffix(lost).unlink()
+        (left,) = tmp_path.iterdir()
+        before = left.read_bytes()
+        for resume in (True, False):
+            with pytest.raises(InputError, match="codes"):
+                CodesFile(out, DIM, model_id="m", resume=resume)
+        assert left.read_bytes() == before
+        left.unlink()
+
+
+def test_a_folder_without_readable_pictures_leaves_no_file(tmp_path, tiny):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="empty"):
+        encode(tmp_path / "empty", tmp_path / "codes.npy", tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 @pytest.mark.parametrize("moment", ["names", "rows", "header", "between"])
@@ -167,7 +209,7 @@ def test_an_interrupted_run_leaves_a_valid_file_and_goes_on(tmp_path, rng, momen
     rows = rng.normal(size=(9, DIM)).astype(np.float32)
     names = [f"ü {index}\n" for index in range(9)]
     out = tmp_path / "codes.npy"
-    with CodesFile(out, DIM) as codes:
+    with CodesFile(out, DIM, model_id="m") as codes:
         codes.append(names[:5], rows[:5])
         if moment == "header":  # rows and names are there, the header is not
             monkeypatch.setattr(CodesFile, "_write_header", lambda self: None)
@@ -181,7 +223,7 @@ def test_an_interrupted_run_leaves_a_valid_file_and_goes_on(tmp_path, rng, momen
             file.write(rows[5].tobytes()[:7])
     np.testing.assert_array_equal(np.load(out), rows[:5])
     assert read_names(out) == names[:5]
-    with CodesFile(out, DIM, resume=True) as codes:
+    with CodesFile(out, DIM, model_id="m", resume=True) as codes:
         assert codes.done() == set(names[:5])
         codes.append(names[5:], rows[5:])
     np.testing.assert_array_equal(np.load(out), rows)
@@ -194,18 +236,20 @@ def test_resuming_the_command_encodes_only_what_is_new(tmp_path, folder, tiny, f
     first = np.load(out)
     encode(folder, out, tiny, "--resume")
     np.testing.assert_array_equal(np.load(out)[: len(first)], first)
+    encode(f"{folder}/../faces/./a", out, tiny, "--resume")
     assert len(np.load(out)) == len(set(read_names(out))) == 11
 
 
 def test_resume_refuses_another_file(tmp_path, rng):
     out = tmp_path / "codes.npy"
-    with CodesFile(out, DIM) as codes:
+    with CodesFile(out, DIM, model_id="m") as codes:
         codes.append(["a", "b"], rng.normal(size=(2, DIM)).astype(np.float32))
     with pytest.raises(ModelFileError, match="numbers"):
-        CodesFile(out, DIM + 1, resume=True)
-    codes.names_path.write_text('"a"\n')
-    with pytest.raises(InputError, match="fewer names"):
-        CodesFile(out, DIM, resume=True)
+        CodesFile(out, DIM + 1, model_id="m", resume=True)
+    origin = codes.names_path.read_text().splitlines()[0]
+    codes.names_path.write_text(f'{origin}\n"a"\n')
+    with pytest.raises(ModelFileError, match="fewer names"):
+        CodesFile(out, DIM, model_id="m", resume=True)
 
 
 @pytest.mark.parametrize(

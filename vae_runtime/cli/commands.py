@@ -117,7 +117,7 @@ def edit(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     known = Directions.load(arguments.directions) if arguments.directions else vae.directions
     name = arguments.direction or (known.names[0] if known is not None else _most_active_latent(vae))
-    vector = known[name] if known is not None and arguments.directions else vae.direction(name)
+    vector = vae.direction(known[name] if known is not None and arguments.directions else name)
     mu = vae.encode(arguments.images)[0]
     amounts = np.linspace(-arguments.strength, arguments.strength, arguments.steps)
     frames = np.stack([vae.decode(mu + amount * vector) for amount in amounts])
@@ -134,11 +134,12 @@ def _most_active_latent(vae: VAE) -> str:
 def invert(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     originals = vae.prepare(arguments.images)
-    codes = vae.invert(originals, steps=arguments.steps)
     if arguments.output.suffix.lower() == ".npy":
-        np.save(arguments.output, codes)
+        with _codes_file(arguments, vae) as file:
+            file.append(list(arguments.images), vae.invert(originals, steps=arguments.steps))
         print(arguments.output)
         return
+    codes = vae.invert(originals, steps=arguments.steps)
     pictures = np.concatenate([originals, vae.reconstruct(originals), vae.decode(codes)])
     _write_sheet(image_grid(pictures, len(originals), scale=arguments.scale), arguments)
 
@@ -146,7 +147,7 @@ def invert(arguments: argparse.Namespace) -> None:
 def inpaint(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     image = load_image(arguments.image)
-    mask: Pixels | NDArray[np.bool_] = load_image(arguments.mask) if arguments.mask else _boxed(image, arguments.box)
+    mask = arguments.mask or _boxed(image, arguments.box)
     painted = vae.inpaint(image, mask, arguments.steps)
     _, hidden = vae.prepare_masked(image, mask)
     original = vae.prepare(image)
@@ -166,18 +167,27 @@ def _boxed(image: Pixels, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
 def encode(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     unreadable: list[str] = []
-    with CodesFile(arguments.output, vae.latent_dim, arguments.resume) as codes:
+    with _codes_file(arguments, vae, resume=arguments.resume) as codes:
         found = find_images(arguments.images, known=codes.done())
         parts = prefetch(_read(vae, part, unreadable) for part in batches(map(str, found), arguments.batch))
         for part in progress(parts, "encode"):
             if part:
                 codes.append([name for name, _ in part], vae.encode(np.stack([face for _, face in part]))[0])
-        print(f"{codes.path}: {codes.count} codes of {codes.latent_dim} numbers, names in {codes.names_path}")
     left_out = unreadable + found.skipped
     for sentence in left_out[:_SHOWN]:
         print(f"note: left out {sentence}", file=sys.stderr)
     if len(left_out) > _SHOWN:
         print(f"note: left out {len(left_out) - _SHOWN} more", file=sys.stderr)
+    if not codes.count:
+        raise InputError(
+            f"{', '.join(arguments.images)}: no pictures that can be read, so {codes.path} was not written"
+        )
+    print(f"{codes.path}: {codes.count} codes of {codes.latent_dim} numbers, names in {codes.names_path}")
+
+
+def _codes_file(arguments: argparse.Namespace, vae: VAE, resume: bool = False) -> CodesFile:
+    model_id, variant = vae.config.model_id, vae.variant
+    return CodesFile(arguments.output, vae.latent_dim, model_id=model_id, variant=variant, resume=resume)
 
 
 def _read(vae: VAE, names: list[str], unreadable: list[str]) -> list[tuple[str, Pixels]]:
@@ -187,7 +197,7 @@ def _read(vae: VAE, names: list[str], unreadable: list[str]) -> list[tuple[str, 
         try:
             found.append((name, vae.prepare(name)[0]))
         except ImageError as error:
-            unreadable.append(str(error).removeprefix("images[0]: "))
+            unreadable.append(str(error))
     return found
 
 
