@@ -18,37 +18,73 @@ from vae_runtime.images import BACKGROUND, Pixels
 
 ANIMATIONS = (".gif", ".webp", ".webm")
 """File name endings that `save_animation` writes."""
+MAX_SIDES = {".png": 2**31 - 1, ".gif": 65_535, ".webp": 16_383, ".webm": 16_384}
+"""Largest height and width in pixels, by file name ending."""
+MAX_BYTES = 2 * 2**30
+"""Most bytes of pixels of a sheet, or of all frames of an animation."""
+
+
+def sheet_shape(
+    count: int, height: int, width: int, columns: int | None = None, *, scale: int = 1, gap: int = 2
+) -> tuple[int, int]:
+    """Height and width of the sheet that `image_grid` makes of `count` pictures (height, width)."""
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    return rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap
+
+
+def check_figure(path: str | os.PathLike[str], height: int, width: int, frames: int = 1) -> None:
+    """Raise InputError if a figure is too large for its format or for memory; to call before the work starts."""
+    limit = MAX_SIDES.get(Path(path).suffix.lower(), max(MAX_SIDES.values()))
+    if max(height, width) > limit:
+        raise InputError(
+            f"{path}: {width} x {height} pixels, expected at most {limit} on each side for this format; "
+            "reduce the scale or the number of pictures"
+        )
+    _check_bytes(f"{path}", height, width, frames)
+
+
+def _check_bytes(name: str, height: int, width: int, frames: int) -> None:
+    size = frames * height * width * 3
+    if size > MAX_BYTES:
+        shown = f"{frames} frames of {width} x {height}" if frames > 1 else f"{width} x {height}"
+        raise InputError(
+            f"{name}: {shown} pixels take {size / 2**30:.1f} GiB, expected at most {MAX_BYTES / 2**30:g}; "
+            "reduce the scale or the number of pictures"
+        )
 
 
 def image_grid(images: Pixels, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> Pixels:
     """Pictures (n, H, W, 3), n >= 1, as one sheet in reading order on `BACKGROUND`, uint8 (height, width, 3).
 
     columns: pictures a row (the nearest to a square if not given). scale: each pixel becomes scale x scale, so that
-    small faces stay sharp on a screen. gap: pixels between pictures, after scaling.
+    small faces stay sharp on a screen. gap: pixels between pictures, after scaling. At most `MAX_BYTES`.
     """
     if images.ndim != 4 or len(images) == 0 or images.dtype != np.uint8:
         raise InputError(f"images: got {images.dtype} {images.shape}, expected uint8 (n, height, width, 3) with n >= 1")
     columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = large.shape[1] + gap, large.shape[2] + gap
-    sheet = np.empty((rows * height - gap, columns * width - gap, 3), np.uint8)
+    height, width = images.shape[1] * scale, images.shape[2] * scale
+    shape = sheet_shape(len(images), images.shape[1], images.shape[2], columns, scale=scale, gap=gap)
+    _check_bytes("images", *shape, 1)
+    sheet = np.empty((*shape, 3), np.uint8)
     sheet[:] = BACKGROUND
-    for index, picture in enumerate(large):
-        top, left = index // columns * height, index % columns * width
-        sheet[top : top + height - gap, left : left + width - gap] = picture
+    for index, picture in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     return sheet
 
 
 def save_png(image: Pixels, path: str | os.PathLike[str]) -> Path:
-    """Write one RGB picture (H, W, 3) as a lossless PNG and return its path."""
+    """Write one RGB picture (H, W, 3) as a lossless PNG, all or nothing, and return its path."""
+    check_figure(path, *image.shape[:2])
     return write_atomically(path, _encode(Image.fromarray(image), "PNG"))
 
 
 def save_animation(frames: Sequence[Pixels] | Pixels, path: str | os.PathLike[str], fps: float = 12.0) -> Path:
     """Write frames (n, H, W, 3), n >= 1, as an endless GIF, a lossless WebP or a WebM, by the ending of `path`.
 
-    fps: frames a second, 0.1 to 100. A WebM (VP9, lossy, no sound) needs OpenCV. Returns the path.
+    fps: frames a second, 0.1 to 100. A WebM (VP9, lossy, no sound) needs OpenCV. Returns the path. InputError for more
+    than the format or `MAX_BYTES` allows: see `check_figure`.
     """
     kind = Path(path).suffix.lower()
     if kind not in ANIMATIONS:
@@ -57,12 +93,12 @@ def save_animation(frames: Sequence[Pixels] | Pixels, path: str | os.PathLike[st
         raise InputError(f"{path}: got no frames, expected at least one")
     if not 0.1 <= fps <= 100:
         raise InputError(f"fps: got {fps}, expected 0.1 to 100")
+    check_figure(path, frames[0].shape[0], frames[0].shape[1], len(frames))
     if kind == ".webm":
         return _save_webm(frames, Path(path), fps)
     pictures = [Image.fromarray(frame) for frame in frames]
-    return write_atomically(
-        path, _encode(pictures[0], {".gif": "GIF", ".webp": "WEBP"}[kind], pictures[1:], round(1000 / fps))
-    )
+    data = _encode(pictures[0], {".gif": "GIF", ".webp": "WEBP"}[kind], pictures[1:], round(1000 / fps))
+    return write_atomically(path, data)
 
 
 def _save_webm(frames: Sequence[Pixels] | Pixels, path: Path, fps: float) -> Path:
@@ -70,8 +106,8 @@ def _save_webm(frames: Sequence[Pixels] | Pixels, path: Path, fps: float) -> Pat
         import cv2
     except ImportError as error:
         raise RuntimeMissingError(f"{path}: a WebM needs OpenCV; pip install opencv-python-headless") from error
-    height, width = (side + side % 2 for side in frames[0].shape[:2])  # VP9 halves its colours: even sides only
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    height, width = (side + side % 2 for side in frames[0].shape[:2])  # VP9 halves its colors: even sides only
+    with tempfile.TemporaryDirectory() as folder:  # not beside `path`: OpenCV takes no names that are not UTF-8
         temporary = Path(folder) / "video.webm"
         code = cv2.VideoWriter.fourcc(*"VP90")
         writer = cv2.VideoWriter(str(temporary), cv2.CAP_FFMPEG, code, fps, (width, height))
@@ -81,8 +117,7 @@ def _save_webm(frames: Sequence[Pixels] | Pixels, path: Path, fps: float) -> Pat
             edges = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
             writer.write(np.ascontiguousarray(np.pad(frame, edges, "edge")[..., ::-1]))
         writer.release()
-        temporary.replace(path)
-    return path
+        return write_atomically(path, temporary.read_bytes())
 
 
 def _encode(image: Image.Image, kind: str, rest: Sequence[Image.Image] = (), duration: int = 0) -> bytes:

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from vae_runtime import images
+from vae_runtime import figures, images
 from vae_runtime.errors import ImageError, InputError, InputTypeError, VAEError
 from vae_runtime.figures import image_grid, save_animation, save_png
 from vae_runtime.images import fit_square, load_image
@@ -417,6 +418,46 @@ def test_metadata_never_reaches_an_output(tmp_path):
     assert b"SECRET-OWNER" in source.read_bytes()
     out = save_png(load_image(source), tmp_path / "out.png")
     assert b"SECRET-OWNER" not in out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "frames"),
+    [("a.webp", (8, 16_384), 1), ("a.gif", (65_536, 8), 1), ("a.webm", (8, 20_000), 1), ("a.gif", (999, 999), 1000)],
+)
+def test_figures_beyond_their_format_or_memory_are_refused(tmp_path, name, shape, frames):
+    with pytest.raises(InputError, match=name):
+        figures.check_figure(tmp_path / name, *shape, frames)
+    picture = np.lib.stride_tricks.as_strided(np.zeros(3, np.uint8), (frames, *shape, 3), (0, 0, 0, 1))
+    with pytest.raises(InputError, match=name):
+        save_animation(picture, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_beyond_memory_is_refused(tmp_path):
+    faces = np.lib.stride_tricks.as_strided(np.zeros(3, np.uint8), (4096, 64, 64, 3), (0, 0, 0, 1))
+    with pytest.raises(InputError, match="GiB"):
+        image_grid(faces, scale=32)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, None), (5, None), (7, 3), (3, 8)])
+def test_the_shape_of_a_sheet_is_known_before_it_is_made(count, columns):
+    sheet = image_grid(np.zeros((count, 4, 6, 3), np.uint8), columns, scale=3, gap=2)
+    assert figures.sheet_shape(count, 4, 6, columns, scale=3, gap=2) == sheet.shape[:2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("ending", [b".gif", b".webp", b".webm", b".png"])
+def test_figures_in_folders_that_are_not_utf8(tmp_path, rng, ending):
+    if ending == b".webm":
+        pytest.importorskip("cv2")
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    frames = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    path = os.fsdecode(folder + b"/\xff" + ending)
+    saved = save_png(frames[0], path) if ending == b".png" else save_animation(frames, path)
+    assert os.listdir(folder) == [b"\xff" + ending]
+    if ending != b".webm":
+        assert load_image(saved).shape == (16, 16, 3)
 
 
 def test_grid(rng):

@@ -10,7 +10,7 @@ from hub_stand_in import hub
 from PIL import Image
 from tiny_model import DIM, SIZE
 
-from vae_runtime import VAE, InputError, image_grid
+from vae_runtime import VAE, InputError, figures, image_grid
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
 
@@ -40,6 +40,29 @@ def test_sample(tmp_path, options, tiny, capsys):
     assert capsys.readouterr().out == f"{out}\n"
     expected = image_grid(VAE.load(tiny.folder, device="cpu").sample(6, rng=3), scale=2)
     np.testing.assert_array_equal(read(out), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "-n", "4096", "--scale", "32", "-o", "s.png"],
+        ["walk", "-n", "256", "--steps", "240", "--scale", "32", "-o", "w.webp"],
+        ["edit", "FACE", "--steps", "256", "--scale", "32", "-o", "e.gif"],
+    ],
+)
+def test_an_output_beyond_memory_is_refused_before_any_work(tmp_path, options, pictures, arguments, monkeypatch):
+    monkeypatch.setattr(figures, "MAX_BYTES", 2**24)
+    monkeypatch.setattr(VAE, "encode", None)
+    monkeypatch.setattr(VAE, "decode", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="GiB"):
+        main([pictures[0] if part == "FACE" else part for part in arguments] + list(options))
+
+
+def test_an_edit_by_directions_of_another_model_is_refused(tmp_path, options, pictures):
+    Directions(("smile",), np.ones((1, DIM + 1))).save(tmp_path / "d.npz")
+    with pytest.raises(InputError, match="direction"):
+        main(["edit", pictures[0], "--directions", str(tmp_path / "d.npz"), "-o", str(tmp_path / "e.png"), *options])
 
 
 def test_reconstruct(tmp_path, options, pictures):

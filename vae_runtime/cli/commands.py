@@ -15,7 +15,7 @@ from vae_runtime.cli.arguments import EXIT_FAILURE, progress
 from vae_runtime.config import CARD_FILE, CONFIG_FILE, PRIOR_FILE, VARIANTS, ModelConfig, graph_files
 from vae_runtime.directions import Directions
 from vae_runtime.errors import ImageError, InputError, VAEError
-from vae_runtime.figures import image_grid, save_animation, save_png
+from vae_runtime.figures import check_figure, image_grid, save_animation, save_png, sheet_shape
 from vae_runtime.golden import Golden
 from vae_runtime.hub import push, resolve
 from vae_runtime.images import Pixels, load_image
@@ -83,6 +83,7 @@ def _show(facts: dict[str, str]) -> None:
 
 def reconstruct(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
+    _check_output(arguments, vae, 2 * len(arguments.images), columns=len(arguments.images))
     originals = vae.prepare(arguments.images)
     pictures = np.concatenate([originals, vae.reconstruct(originals)])
     _write_sheet(image_grid(pictures, len(originals), scale=arguments.scale), arguments)
@@ -90,6 +91,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
 
 def sample(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
+    _check_output(arguments, vae, arguments.n)
     options = {name: getattr(arguments, name) for name in ("temperature", "truncation", "prior")}
     faces = vae.sample(arguments.n, arguments.seed, **options)
     _write_sheet(image_grid(faces, scale=arguments.scale), arguments)
@@ -97,24 +99,28 @@ def sample(arguments: argparse.Namespace) -> None:
 
 def interpolate(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
+    _check_output(arguments, vae, 1, arguments.steps, columns=arguments.steps)
     faces = vae.interpolate(arguments.a, arguments.b, steps=arguments.steps, method=arguments.method)
     _write_frames(faces[:, None], arguments, columns=len(faces))
 
 
 def walk(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
+    frames = (len(arguments.images) or arguments.n) * arguments.steps
+    _check_output(arguments, vae, 1, frames, columns=arguments.steps)
     if arguments.images:
         keys = vae.encode(arguments.images)[0]
     else:
         prior = vae.prior if arguments.prior == "model" else Prior.standard(vae.latent_dim)
         keys = prior.sample(arguments.n, arguments.seed, arguments.temperature)
     codes = latent.path(keys, arguments.steps, arguments.method, closed=not arguments.open)
-    frames = list(progress(vae.iter_decode(codes), "walk", len(codes)))
-    _write_frames(np.concatenate(frames)[:, None], arguments, columns=arguments.steps)
+    faces = np.concatenate(list(progress(vae.iter_decode(codes), "walk", len(codes))))
+    _write_frames(faces[:, None], arguments, columns=arguments.steps)
 
 
 def edit(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
+    _check_output(arguments, vae, len(arguments.images), arguments.steps, columns=arguments.steps)
     known = Directions.load(arguments.directions) if arguments.directions else vae.directions
     name = arguments.direction or (known.names[0] if known is not None else _most_active_latent(vae))
     vector = vae.direction(known[name] if known is not None and arguments.directions else name)
@@ -139,6 +145,7 @@ def invert(arguments: argparse.Namespace) -> None:
             file.append(list(arguments.images), vae.invert(originals, steps=arguments.steps))
         print(arguments.output)
         return
+    _check_output(arguments, vae, 3 * len(originals), columns=len(originals))
     codes = vae.invert(originals, steps=arguments.steps)
     pictures = np.concatenate([originals, vae.reconstruct(originals), vae.decode(codes)])
     _write_sheet(image_grid(pictures, len(originals), scale=arguments.scale), arguments)
@@ -208,6 +215,19 @@ def push_model(arguments: argparse.Namespace) -> None:
         read_verified(folder / file, digest)
     # The card shows pictures, which have no digest.
     print(push(folder, arguments.repository, [CONFIG_FILE, CARD_FILE, "*.png", *config.files], arguments.private))
+
+
+def _check_output(
+    arguments: argparse.Namespace, vae: VAE, faces: int, frames: int = 1, columns: int | None = None
+) -> None:
+    """Refuse an output that its format or the memory cannot hold, before the work starts; see `_write_frames`."""
+    size = vae.image_size
+    if arguments.output.suffix.lower() == ".png":
+        shape = sheet_shape(faces * frames, size, size, columns, scale=arguments.scale)
+        check_figure(arguments.output, *shape)
+    else:
+        shape = sheet_shape(faces, size, size, faces, scale=arguments.scale, gap=0)
+        check_figure(arguments.output, *shape, frames)
 
 
 def _write_sheet(sheet: Pixels, arguments: argparse.Namespace) -> None:
