@@ -20,7 +20,7 @@ from vae_train.engine import loader as feed
 from vae_train.engine import train as loop
 from vae_train.engine.logger import read_metrics
 from vae_train.engine.state import CHECKPOINTS, load_weights, make_state
-from vae_train.engine.train import Interrupted, choose_precision, evaluate_held_out, train
+from vae_train.engine.train import SKIPPED_FILE, Interrupted, choose_precision, evaluate_held_out, train
 from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
 
 CPU = torch.device("cpu")
@@ -201,17 +201,20 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(co
 
 def test_fewer_pictures_than_a_batch_are_refused(tmp_path):
     data = write_faces(tmp_path / "few.zip", 20)
-    with pytest.raises(DataError, match=r"19 pictures to train on \(20 in all\), fewer than one batch of 128"):
+    with pytest.raises(DataError, match=r"20 pictures.*fewer than one batch of 128"):
         train(TrainConfig(data=str(data)), tmp_path / "run", CPU)
 
 
-def test_unreadable_pictures_are_listed_in_the_run(config, tmp_path):
+def test_what_is_left_out_is_listed_in_the_run(config, tmp_path, capsys):
     data = write_faces(tmp_path / "a.zip", 200)
     with zipfile.ZipFile(data, "a") as archive:
         archive.writestr("broken.png", b"no picture")
+        archive.writestr("notes.txt", b"text")
     run = tmp_path / "run"
     train(dataclasses.replace(config, data=str(data), epochs=1), run, CPU)
-    assert (run / "unreadable.txt").read_text().startswith("broken.png: ")
+    lines = (run / SKIPPED_FILE).read_text().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["broken.png", "notes.txt"]
+    assert "notes.txt" in capsys.readouterr().err
 
 
 def test_evaluation_is_repeatable_and_right(config):

@@ -30,9 +30,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
+from vae_runtime.files import write_atomically
 from vae_runtime.images import Pixels
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
+from vae_train.data.sources import summarize
 from vae_train.engine import checkpoint
 from vae_train.engine.cuda_graph import Step, captured, compiled
 from vae_train.engine.distributed import ALONE, World, joined, wrapped
@@ -51,7 +53,7 @@ from vae_train.engine.state import (
     save,
     update_average,
 )
-from vae_train.errors import DataError, TrainingError, UsageError
+from vae_train.errors import TrainingError, UsageError
 from vae_train.model.figures import FIGURES, draw_curve, draw_faces
 from vae_train.model.losses import (
     PATCH_KERNELS,
@@ -70,7 +72,7 @@ from vae_train.model.losses import (
 from vae_train.model.metrics import PATCH, active_units, psnr
 from vae_train.model.networks import VAE, reparameterize
 
-UNREADABLE_FILE = "unreadable.txt"
+SKIPPED_FILE = "skipped.txt"
 MAX_SKIPPED = 10
 """Steps of an epoch whose loss or gradient may be no number; at one more the run stops."""
 
@@ -112,7 +114,7 @@ def train(
         held_out = faces.held_out()
         count = int((~held_out).sum())
         data = {"name": faces.name, "count": count, "sha256": faces.sha256}
-        _check_counts(config, faces, count, world)
+        _check_counts(config, faces, world)
         feed = Feed(faces.pixels, np.flatnonzero(~held_out), config, device, world)
         test_pixels = torch.from_numpy(faces.pixels[held_out]).to(device)
         shown, last_drawn = to_pixels(test_pixels[:64]), -math.inf
@@ -441,12 +443,8 @@ def describe(record: dict[str, Any], epochs: int) -> str:
     )
 
 
-def _check_counts(config: TrainConfig, faces: Faces, training: int, world: World) -> None:
-    if training < config.batch_size:
-        raise DataError(
-            f"{config.data}: {training} pictures to train on ({len(faces)} in all), fewer than one batch of "
-            f"{config.batch_size}; give more pictures or a smaller --batch-size"
-        )
+def _check_counts(config: TrainConfig, faces: Faces, world: World) -> None:
+    faces.check_trainable(config.batch_size)
     if config.batch_size % world.size:
         raise UsageError(f"--batch-size {config.batch_size}: not a multiple of the {world.size} processes")
 
@@ -454,14 +452,16 @@ def _check_counts(config: TrainConfig, faces: Faces, training: int, world: World
 def _report(config: TrainConfig, faces: Faces, held_out: np.ndarray[Any, Any], feed: Feed, run: Path) -> None:
     print(
         f"{len(faces)} faces of {faces.name}: {int((~held_out).sum())} to train on, {int(held_out.sum())} held out; "
-        f"{faces.duplicates} duplicates, {len(faces.unreadable)} unreadable, {len(faces.skipped)} other files\n"
+        f"{faces.duplicates} duplicates, {len(faces.unreadable)} unreadable, {len(faces.skipped)} skipped\n"
         f"{feed.report}; {config.precision}, {config.batch_size} pictures a step"
         + (f" on {feed.world.size} processes" if feed.world.size > 1 else ""),
         file=sys.stderr,
     )
-    if faces.unreadable:
-        print(f"the unreadable ones are listed in {run / UNREADABLE_FILE}", file=sys.stderr)
-        (run / UNREADABLE_FILE).write_text("\n".join(faces.unreadable) + "\n", encoding="utf-8")
+    if left_out := faces.unreadable + faces.skipped:
+        path = write_atomically(run / SKIPPED_FILE, "\n".join(left_out) + "\n")
+        reasons = [f"{len(faces.unreadable)} unreadable"] * bool(faces.unreadable)
+        reasons += [summarize(faces.skipped)] * bool(faces.skipped)
+        print(f"left out: {'; '.join(reasons)}; all of them are listed in {path}", file=sys.stderr)
 
 
 def _bar(config: TrainConfig, feed: Feed) -> tqdm[Any]:
