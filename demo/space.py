@@ -26,6 +26,7 @@ from vae_runtime.config import DECODER_FILE, ENCODER_FILE, GOLDEN_FILE
 from vae_runtime.errors import HubError
 from vae_runtime.golden import Golden
 from vae_runtime.hub import HUB_PREFIX, parse_address, resolve
+from vae_runtime.install import install_command
 from vae_runtime.prior.flow import ARRAYS, Flow
 
 # The page's engine, from npm: the version and the digest that npm's registry gives for it.
@@ -177,7 +178,7 @@ def push(folder: Path, address: str, sdk: str) -> str:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise HubError('--push needs huggingface_hub; pip install "anime-vae[hub]"') from error
+        raise HubError(f"--push needs huggingface_hub; {install_command('hub')}") from error
     if not huggingface_hub.get_token():
         raise HubError(f"{address}: no token, so nothing was pushed; hf auth login, or set HF_TOKEN")
     try:

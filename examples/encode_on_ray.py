@@ -1,6 +1,6 @@
 """The codes of all pictures of a folder as Parquet, on the cores of this machine or of a Ray cluster.
 
-    pip install "anime-vae[cpu]" "ray[data]"
+    pip install -e ".[cpu]" "ray[data]"
     python examples/encode_on_ray.py faces/ codes/ --workers 8
 
 Each worker is a process that opens the model once and keeps one core busy. The folder may be anything that Ray Data

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE, INVERSE_FILE, Variant, graph_files
 from vae_runtime.errors import HubError, InputError, InputTypeError, ModelFileError, RuntimeMissingError
+from vae_runtime.install import install_command
 
 HUB_PREFIX = "hf:"
 
@@ -93,7 +94,7 @@ def _client(address: str) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise RuntimeMissingError(f'{address} needs huggingface_hub; pip install "anime-vae[hub]"') from error
+        raise RuntimeMissingError(f"{address} needs huggingface_hub; {install_command('hub')}") from error
     return huggingface_hub
 
 

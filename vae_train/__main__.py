@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from vae_runtime.cli.arguments import EXIT_FAILURE, Parser, add_device, add_variant, integer, number, output, run
 from vae_runtime.config import ENCODER_FILE, INVERSE_FILE, VARIANTS, ModelConfig
+from vae_runtime.install import install_command
 from vae_train.config import CONFIG_FILE, PRESETS, TrainConfig, make_config, option, resumed_config
 from vae_train.data.sources import check_source
 from vae_train.errors import UsageError
@@ -178,7 +179,7 @@ def train_command(arguments: Sequence[str]) -> int:
     config = resumed_config(folder, given) if resume else make_config(given)
     check_source(config.data)
     if tensorboard and find_spec("tensorboard") is None:
-        raise UsageError('--tensorboard: its package is not installed; pip install "anime-vae[tensorboard]"')
+        raise UsageError(f"--tensorboard: its package is not installed; {install_command('tensorboard')}")
 
     from vae_train.engine.distributed import World
     from vae_train.engine.train import Interrupted, choose_device, train

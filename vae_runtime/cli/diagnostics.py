@@ -1,6 +1,6 @@
-"""What runs here, what does not, and the pip line that repairs it: the facts behind `python -m vae_runtime info`.
+"""What runs here, what does not, and the command that repairs it: the facts behind `python -m vae_runtime info`.
 
-It must tell the truth on a broken machine, so each fact is asked for by itself, and none needs ONNX Runtime.
+On a broken machine, too: each fact is found by itself, and none needs ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import PIL
 from vae_runtime import __version__
 from vae_runtime.config import graph_files
 from vae_runtime.errors import DeviceError, RuntimeMissingError
+from vae_runtime.install import install_command
 from vae_runtime.model import VAE
 from vae_runtime.ort.devices import (
     CPU,
@@ -33,7 +34,7 @@ from vae_runtime.ort.devices import (
     why_not_cuda,
 )
 
-_LATER = 20  # runs after the first, of which the median is called steady
+_LATER = 20  # runs after the first, whose median is the steady latency
 
 
 def environment() -> dict[str, str]:
@@ -59,17 +60,17 @@ def environment() -> dict[str, str]:
 
 
 def _library(prefix: str) -> str:
-    """The versions of the installed distributions whose names begin with `prefix`: nvidia-cudnn-cu13 and its like."""
+    """The versions of the installed distributions whose names begin with `prefix`: nvidia-cudnn-cu13 and others."""
     names = (distribution.metadata["Name"] or "" for distribution in metadata.distributions())
     found = sorted({f"{name} {metadata.version(name)}" for name in names if name.startswith(prefix)})
-    return ", ".join(found) or "none of pip; the system's are used, if there are any"
+    return ", ".join(found) or "not installed by pip; those of the system are used, if any"
 
 
 def diagnose() -> tuple[str, str]:
-    """(what is wrong, the pip line that repairs it); two empty texts when nothing is."""
+    """(what is wrong, the command that repairs it); two empty texts if nothing is."""
     wheels = installed_wheels()
     wanted = "gpu" if cuda_driver().gpus and platform.system() != "Darwin" else "cpu"
-    install = f'pip install "anime-vae[{wanted}]"'
+    install = install_command(wanted)
     if len(wheels) > 1:
         return "both wheels of ONNX Runtime are installed and overwrite each other", _afresh(install)
     try:
@@ -81,7 +82,7 @@ def diagnose() -> tuple[str, str]:
             )
         return "ONNX Runtime is not installed", install
     if wanted == "gpu" and CUDA not in ort.get_available_providers():
-        return f"there is a GPU ({cuda_driver().gpus[0]}), and a runtime without CUDA", _afresh(install)
+        return f"there is a GPU ({cuda_driver().gpus[0]}), and an ONNX Runtime without CUDA", _afresh(install)
     if wanted == "gpu":
         try:
             probe(VAE.load(device="cuda"))
@@ -118,8 +119,10 @@ def probe(vae: VAE) -> dict[str, str]:
 
 
 def nodes(vae: VAE, folder: Path) -> dict[str, str]:
-    """For each graph, how many of its nodes each provider runs, after ONNX Runtime's own optimisation."""
+    """For each graph, the number of nodes that each provider runs after ONNX Runtime's optimization; {} before 1.24."""
     ort = import_onnxruntime()
+    if not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+        return {}
     found, files = {}, graph_files(vae.variant)
     for graph, file, opened in zip(("encoder", "decoder"), files, (vae.encoder, vae.decoder), strict=True):
         options = ort.SessionOptions()

@@ -1,7 +1,7 @@
-"""Which device a model runs on: what was asked for, what the driver and the wheels offer, and why not more.
+"""Which device a model runs on: what is requested, and what the driver and the wheels of ONNX Runtime offer.
 
-ONNX Runtime falls back to the CPU without an error when CUDA cannot be had, and lists CUDA on machines without a GPU.
-So the driver is asked first, and `vae_runtime.ort.graph` reads what really runs from the session after it exists.
+ONNX Runtime falls back to the CPU without an error where CUDA cannot start, and lists CUDA on machines without a GPU.
+So the driver is asked first, and `vae_runtime.ort.graph` reads the device from the session once it exists.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vae_runtime.checks import check_count
 from vae_runtime.errors import DeviceError, DeviceWarning, InputError, InputTypeError, RuntimeMissingError
 from vae_runtime.files import cache_folder
+from vae_runtime.install import install_command
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -32,26 +34,25 @@ DEVICE_VARIABLE = "VAE_DEVICE"
 """Environment variable that decides what device="auto" means: "cpu", "cuda", "cuda:1"."""
 
 _DEVICE = re.compile(r"cuda(?::([0-9]{1,3}))?")
-_INSTALL = 'pip install "anime-vae[cpu]" for a CPU, or "anime-vae[gpu]" for an NVIDIA GPU, never both'
-_REINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu"
+_UNINSTALL = f"pip uninstall -y {' '.join(WHEELS)}"
 
 Provider: TypeAlias = str | tuple[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """How a model is to be run; the fields are the arguments of `VAE.load` of the same names."""
+    """How to run a model; the fields are the arguments of `VAE.load` of the same names."""
 
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:n"."""
     providers: Sequence[Provider] | None = None
     """ONNX Runtime's own provider list, instead of `device`."""
     threads: int | None = None
-    """CPU cores to use; None means all that this process may use."""
+    """CPU cores to use; None for `free_cores()`."""
     tensorrt: bool = False
-    """TensorRT before CUDA, its engines cached on disk."""
+    """TensorRT in front of CUDA, its engines cached on disk."""
     cuda_graph: bool = False
-    """Replay captured CUDA graphs, one a batch size, instead of launching each kernel."""
+    """Replay captured CUDA graphs, one for each batch size, instead of launching each kernel."""
 
     def __post_init__(self) -> None:
         parse_device(self.device)
@@ -59,16 +60,14 @@ class DeviceOptions:
             _check_providers(self.providers)
             if self.device != "auto" or self.tensorrt or self.cuda_graph:
                 raise InputError("providers: cannot be combined with device, tensorrt or cuda_graph; give one of them")
-        if self.threads is not None and (isinstance(self.threads, bool) or not isinstance(self.threads, int)):
-            raise InputTypeError(f"threads: got {self.threads!r}, expected an integer from 1 to 1024, or None")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise InputError(f"threads: got {self.threads}, expected 1 to 1024, or None for all cores")
+        if self.threads is not None:
+            object.__setattr__(self, "threads", check_count(self.threads, "threads", 1, 1024))
         if (self.tensorrt or self.cuda_graph) and self.request[0] == "cpu":
             raise InputError("tensorrt and cuda_graph: got the device 'cpu', expected 'cuda' or 'auto'")
 
     @property
     def request(self) -> tuple[str, int]:
-        """What is asked for, $VAE_DEVICE considered: ("auto" | "cpu" | "cuda", index)."""
+        """The requested device, with $VAE_DEVICE in place of "auto": ("auto" | "cpu" | "cuda", index)."""
         variable = os.environ.get(DEVICE_VARIABLE)
         if self.device != "auto" or not variable or self.providers is not None:
             return parse_device(self.device)
@@ -88,21 +87,24 @@ def _check_providers(providers: Sequence[Provider]) -> None:
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module; RuntimeMissingError names the command when there is none, or only an empty shell."""
+    """The onnxruntime module; RuntimeMissingError with the repair if it is missing or empty."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeMissingError(f"onnxruntime is not installed; {_INSTALL}") from error
+        raise RuntimeMissingError(
+            f"onnxruntime is not installed; {install_command('cpu')} for a CPU, or "
+            f"{install_command('gpu')} for an NVIDIA GPU, not both"
+        ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise RuntimeMissingError(
-            "onnxruntime is an empty package, as uninstalling one of its two wheels leaves it; "
-            f"{_REINSTALL}, then {_INSTALL}"
+            "onnxruntime is an empty package, what is left after one of its two wheels was uninstalled; "
+            f"{_UNINSTALL}, then {install_command('cpu')}"
         )
     return onnxruntime
 
 
 def parse_device(device: str, name: str = "device") -> tuple[str, int]:
-    """("auto" | "cpu" | "cuda", index) from "auto", "cpu", "cuda" or "cuda:1"; InputError says `name`."""
+    """("auto" | "cpu" | "cuda", index) from "auto", "cpu", "cuda" or "cuda:1"; InputError names `name`."""
     if device in ("auto", "cpu"):
         return device, 0
     if isinstance(device, str) and (match := _DEVICE.fullmatch(device)):
@@ -111,19 +113,47 @@ def parse_device(device: str, name: str = "device") -> tuple[str, int]:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use: its affinity, and in a container the quota; never less than 1.
+    """CPU cores that this process may use: its affinity, and the quota of its control group; at least 1.
 
-    ONNX Runtime counts the cores of the host, and starts far too many threads in a container (its issue 10916).
+    ONNX Runtime counts the cores of the host and starts too many threads in a container (its issue 10916).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))  # "max" is a ValueError: no quota
-    return max(1, cores)
+    return max(1, min([cores, *(round(quota) for quota in _cpu_quotas())]))
+
+
+def _cpu_quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
+    """The quotas, in cores, of this process's control group and those above it, in version 2 and version 1."""
+    quotas = []
+    groups = [""]
+    with contextlib.suppress(OSError):
+        groups += [line.split(":", 2)[2] for line in own.read_text().splitlines() if line.count(":") >= 2]
+    folders = {folder for group in groups for folder in (Path(group.strip("/")), *Path(group.strip("/")).parents)}
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):  # "max" is a ValueError: no quota
+            quota, period = (root / folder / "cpu.max").read_text().split()
+            quotas.append(int(quota) / int(period))
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = ((root / "cpu" / folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if int(quota) > 0:
+                quotas.append(int(quota) / int(period))
+    return quotas
+
+
+def free_cores() -> int:
+    """Of `usable_cores`, those that the load of the last minute leaves free; at least half of them.
+
+    Threads on a busy core wait for each other. The load may end soon, so that half of the cores are used anyway.
+    """
+    cores = usable_cores()
+    try:
+        idle = (os.cpu_count() or cores) - os.getloadavg()[0]
+    except (OSError, AttributeError):  # no such figure on this system
+        return cores
+    return max(min(cores, round(idle)), -(-cores // 2))
 
 
 def installed_wheels() -> dict[str, str]:
-    """The version of each of `WHEELS` that is installed, by name."""
+    """Name -> version of those of `WHEELS` that are installed."""
     found = {}
     for wheel in WHEELS:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -133,17 +163,17 @@ def installed_wheels() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Driver:
-    """The NVIDIA driver, as it answers for itself."""
+    """The NVIDIA driver."""
 
     version: str
-    """The newest CUDA that it supports, "13.0"; "" where there is no driver."""
+    """The newest CUDA version that it supports, as "13.0"; "" without a driver."""
     gpus: tuple[str, ...]
-    """Names of the GPUs that it shows."""
+    """Names of the GPUs."""
 
 
 @functools.cache
 def cuda_driver() -> Driver:
-    """Ask the driver, quietly and without a CUDA toolkit."""
+    """Query the driver itself, without a CUDA toolkit."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -162,17 +192,17 @@ def cuda_driver() -> Driver:
 
 
 def why_not_cuda(index: int = 0) -> str | None:
-    """The reason, with its remedy, why a CUDA session cannot start here; None when nothing speaks against it."""
+    """Why a CUDA session cannot start here, and the remedy; None where nothing is known to prevent it."""
     ort = import_onnxruntime()
     if CUDA not in ort.get_available_providers():
         if len(installed_wheels()) > 1:
             return (
                 "the CPU wheel of onnxruntime has overwritten the CUDA one; "
-                f'{_REINSTALL}, then pip install "anime-vae[gpu]"'
+                f"{_UNINSTALL}, then {install_command('gpu')}"
             )
         return (
             "the installed onnxruntime has no CUDA provider; on a machine with an NVIDIA GPU: "
-            'pip uninstall -y onnxruntime, then pip install "anime-vae[gpu]"'
+            f"pip uninstall -y onnxruntime, then {install_command('gpu')}"
         )
     gpus = len(cuda_driver().gpus)
     if gpus <= index:
@@ -182,24 +212,28 @@ def why_not_cuda(index: int = 0) -> str | None:
 
 @functools.cache
 def preload_cuda() -> str:
-    """Load the CUDA and cuDNN libraries that pip installed; what could not be loaded, as ONNX Runtime says it.
+    """Load the CUDA and cuDNN libraries that pip installed; what could not be loaded, in ONNX Runtime's words.
 
-    The wheel has no RPATH to these libraries, and preload_dlls reports what it misses on stdout: it is caught here.
+    The wheel has no RPATH to these libraries, and preload_dlls (of 1.21 and later) reports failures on stdout.
     """
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        import_onnxruntime().preload_dlls()
-    return " ".join(said.getvalue().split())
+    printed = io.StringIO()
+    ort = import_onnxruntime()
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(printed):
+            ort.preload_dlls()
+    return " ".join(printed.getvalue().split())
 
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """One DeviceWarning a process and message."""
+    """Issue a DeviceWarning, once for each message."""
     warnings.warn(message, DeviceWarning, stacklevel=2)
 
 
 def choose_providers(options: DeviceOptions, profile: str = "") -> list[Provider]:
-    """ONNX Runtime's provider list: strict where CUDA is asked for by name, with one warning where auto has none.
+    """ONNX Runtime's provider list. A device that is asked for by name is required.
+
+    "auto" without CUDA warns once where an NVIDIA driver is found, and says nothing on a plain CPU machine.
 
     profile: each input's name and its shape without the batch, "z:128,image:3x32x32", for TensorRT's shape range.
     Raises DeviceError, InputError or RuntimeMissingError.
@@ -214,10 +248,11 @@ def choose_providers(options: DeviceOptions, profile: str = "") -> list[Provider
         preload_cuda()
         return [*_tensorrt(options, index, profile), _cuda(options, index), CPU]
     if kind == "cuda":
-        raise DeviceError(f"device='cuda:{index}' cannot be had: {reason}")
+        raise DeviceError(f"device='cuda:{index}' cannot be used: {reason}")
     if options.tensorrt or options.cuda_graph:
         raise DeviceError(f"tensorrt and cuda_graph need CUDA: {reason}")
-    warn_once(f"running on the CPU: {reason}; device='cpu' asks for it without this warning")
+    if cuda_driver().version:
+        warn_once(f"running on the CPU: {reason}; device='cpu' turns this warning off")
     return [CPU]
 
 
@@ -231,7 +266,7 @@ def _tensorrt(options: DeviceOptions, index: int, profile: str) -> list[Provider
     if not options.tensorrt:
         return []
     if TENSORRT not in import_onnxruntime().get_available_providers():
-        raise DeviceError("tensorrt=True cannot be had: the installed onnxruntime has no TensorRT provider")
+        raise DeviceError("tensorrt=True cannot be used: the installed onnxruntime has no TensorRT provider")
     shapes = {
         f"trt_profile_{size}_shapes": profile.replace(":", f":{batch}x")
         for size, batch in (("min", 1), ("opt", 8), ("max", 64))

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vae_runtime.errors import DeviceError, InputError, ModelFileError
+from vae_runtime.install import install_command
 from vae_runtime.ort.devices import (
     CPU,
     CUDA,
     DeviceOptions,
     Provider,
     choose_providers,
+    free_cores,
     import_onnxruntime,
     preload_cuda,
-    usable_cores,
     warn_once,
 )
 from vae_runtime.ort.runners import MAX_BATCH, Array, BoundRunner, CpuRunner, Run, Shapes
@@ -62,7 +63,7 @@ class Graph:
     def _open(self) -> None:
         profile = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in self.inputs.items())
         providers = choose_providers(self.options, profile)
-        threads = self.options.threads or usable_cores()
+        threads = self.options.threads or free_cores()
         session = open_session(self._model, self.name, providers, threads, self.summary)
         self.device = active_device(session, providers, self.options)
         kind, _, index = self.device.partition(":")
@@ -196,7 +197,7 @@ def active_device(session: onnxruntime.InferenceSession, asked: Sequence[Provide
         # Where a library is missing, this names it: ONNX Runtime logs it at a level that is turned off.
         missing = preload_cuda() if CUDA in (first, *(p[0] for p in asked if isinstance(p, tuple))) else ""
         reason = f"ONNX Runtime could not start {first}" + (f": {missing[:160]}" if missing else "")
-        remedy = 'pip install "anime-vae[gpu]" brings the CUDA and cuDNN libraries that it needs'
+        remedy = f"{install_command('gpu')} brings the CUDA and cuDNN libraries that it needs"
         if options.request[0] == "cuda" or options.providers is not None or options.tensorrt:
             raise DeviceError(f"{first} was asked for and cannot be used: {reason}; {remedy}")
         warn_once(f"running on the CPU: {reason}; {remedy}")
