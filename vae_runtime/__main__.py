@@ -11,6 +11,7 @@ from typing import NoReturn
 from vae_runtime.cli import commands
 from vae_runtime.cli.arguments import (
     Parser,
+    UsageError,
     add_device,
     add_variant,
     existing_file,
@@ -64,7 +65,7 @@ def _add_sample(parser: Parser) -> None:
 def _add_walk(parser: Parser) -> None:
     verb = parser.add_verb(_NEW, "walk", "a seamless animation through faces, new ones or yours", commands.walk)
     verb.add_argument("images", nargs="*", type=existing_file, metavar="IMAGE", help="two or more pictures to pass")
-    verb.add_argument("-n", type=integer(2, 256), default=8, help="number of new faces, where no picture is given")
+    verb.add_argument("-n", type=integer(2, 256), help="number of new faces, without pictures (default: 8)")
     verb.add_argument("--steps", type=integer(1, 240), default=16, help="frames from one face to the next")
     methods = ("catmull-rom", "slerp", "lerp")
     verb.add_argument("--method", choices=methods, default=methods[0], help="a smooth curve, or straight segments")
@@ -165,6 +166,7 @@ def _add_model(verb: Parser, name: str = "model") -> None:
     verb.add_argument(name, help=_MODEL, metavar="MODEL", **positional)  # type: ignore[arg-type]
     add_device(verb)
     add_variant(verb)
+    verb.add_argument("-v", "--verbose", action="store_true", help="say on stderr what runs where")
 
 
 def _add_steps(verb: Parser) -> None:
@@ -172,27 +174,35 @@ def _add_steps(verb: Parser) -> None:
 
 
 def _add_sampling(verb: Parser) -> None:
-    verb.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="the same seed gives the same faces")
-    verb.add_argument("--temperature", type=number(0, 10), default=1.0, help="below 1 less varied, above 1 more")
-    verb.add_argument("--prior", choices=("model", "unit"), default="model", help="fitted at export, or N(0, I)")
+    text = "the same seed gives the same faces (default: 0)"
+    verb.add_argument("--seed", type=integer(0, 2**63 - 1), help=text)
+    verb.add_argument("--temperature", type=number(0, 10), help="below 1 less varied, above 1 more (default: 1)")
+    text = "fitted at export, or N(0, I) (default: model)"
+    verb.add_argument("--prior", choices=("model", "unit"), help=text)
 
 
 def _add_sheet(verb: Parser, default: str, *endings: str) -> None:
     """The model, and the picture or animation to write."""
     verb.add_argument("-o", "--output", type=output(*endings), default=default, help=f"a name in {' '.join(endings)}")
-    verb.add_argument("--scale", type=integer(1, 32), default=4, help="output pixels for each pixel of a face")
+    text = "output pixels for each pixel of a face (default: 4)"
+    verb.add_argument("--scale", type=integer(1, 32), help=text)
     if ".gif" in endings:
-        verb.add_argument("--fps", type=number(0.1, 50), default=12.0, help="frames per second of an animation")
+        text = "frames per second of an animation (default: 12)"
+        verb.add_argument("--fps", type=number(0.1, 50), help=text)
     _add_model(verb, "--model")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; its exit status."""
-    parsed = build_parser().parse_args(arguments)
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
     do: Callable[[argparse.Namespace], int | None] = parsed.do
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DeviceWarning)
-        status = do(parsed)
+        try:
+            status = do(parsed)
+        except UsageError as error:
+            parser.error(str(error))
     for warning in caught:
         if parsed.verb != "info":
             print(f"note: {warning.message}", file=sys.stderr)

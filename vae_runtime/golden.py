@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_runtime.config import GOLDEN_FILE, ModelConfig
+from vae_runtime.config import GOLDEN_FILE, ModelConfig, Variant
 from vae_runtime.errors import ModelFileError
 from vae_runtime.images import Pixels
 from vae_runtime.model import VAE
 from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Codes
 
-PIXEL_TOLERANCE = 1
-"""Largest accepted difference of a pixel, of 255: a value near a half may be rounded either way."""
-CODE_TOLERANCE = 1e-3
-"""Largest accepted difference of an element of mu or logvar."""
+TOLERANCES: dict[Variant | None, tuple[int, float]] = {None: (1, 1e-3), "fp16": (4, 0.02), "int8": (32, 1.0)}
+"""Variant -> largest accepted difference of a pixel, of 255, and of an element of mu or logvar.
+
+In float32 a half may be rounded twice; the vectors are those of float32, which the variants approximate."""
 
 
 class Difference(NamedTuple):
@@ -36,10 +36,10 @@ class Difference(NamedTuple):
     codes: float
     """Of mu and logvar."""
 
-    @property
-    def tolerable(self) -> bool:
-        """Whether rounding explains it."""
-        return self.pixels <= PIXEL_TOLERANCE and self.codes <= CODE_TOLERANCE
+    def within(self, variant: Variant | None = None) -> bool:
+        """Whether rounding explains it, or the precision of a smaller variant."""
+        pixels, codes = TOLERANCES[variant]
+        return self.pixels <= pixels and self.codes <= codes
 
 
 @dataclass(frozen=True, eq=False)

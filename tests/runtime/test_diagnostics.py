@@ -9,10 +9,11 @@ import pytest
 
 from vae_runtime import VAE, DeviceError
 from vae_runtime.cli import diagnostics
+from vae_runtime.install import install_command
 from vae_runtime.ort import devices
 from vae_runtime.ort.devices import CPU, CUDA, Driver
 
-BOTH = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install"
+BOTH = "pip uninstall -y onnxruntime onnxruntime-gpu &&"
 
 
 @pytest.fixture
@@ -51,18 +52,18 @@ def test_a_healthy_cpu_machine_has_nothing_wrong(machine):
 
 def test_each_illness_has_its_line(machine, monkeypatch):
     machine(None, ())
-    assert diagnostics.diagnose() == ("ONNX Runtime is not installed", 'pip install "anime-vae[cpu]"')
+    assert diagnostics.diagnose() == ("ONNX Runtime is not installed", install_command("cpu"))
     machine(None, (), ["H200"])
-    assert diagnostics.diagnose()[1] == 'pip install "anime-vae[gpu]"'
+    assert diagnostics.diagnose()[1] == install_command("gpu")
     machine((), ("onnxruntime",))
     assert "empty" in diagnostics.diagnose()[0]
-    assert diagnostics.diagnose()[1] == f'{BOTH} "anime-vae[cpu]"'
+    assert diagnostics.diagnose()[1] == f"{BOTH} {install_command('cpu')}"
     machine((CPU,), ("onnxruntime", "onnxruntime-gpu"), ["H200"])
     assert "both wheels" in diagnostics.diagnose()[0]
-    assert diagnostics.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
+    assert diagnostics.diagnose()[1] == f"{BOTH} {install_command('gpu')}"
     machine((CPU,), ("onnxruntime",), ["H200"])
-    assert "a runtime without CUDA" in diagnostics.diagnose()[0]
-    assert diagnostics.diagnose()[1] == f'{BOTH} "anime-vae[gpu]"'
+    assert "without CUDA" in diagnostics.diagnose()[0]
+    assert diagnostics.diagnose()[1] == f"{BOTH} {install_command('gpu')}"
 
     def refuse(*arguments, **options):
         raise DeviceError("libcudnn.so.9 is missing")
@@ -71,7 +72,7 @@ def test_each_illness_has_its_line(machine, monkeypatch):
     monkeypatch.setattr(VAE, "load", refuse)
     wrong, repair = diagnostics.diagnose()
     assert "libcudnn.so.9" in wrong
-    assert repair.startswith('pip install "anime-vae[gpu]"')
+    assert repair.startswith(install_command("gpu"))
 
 
 def info(*blocked: str, path: str = "") -> subprocess.CompletedProcess[str]:

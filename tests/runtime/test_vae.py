@@ -411,9 +411,17 @@ def test_unknown_devices_are_refused(tiny, device):
 
 
 @pytest.mark.skipif(devices.cuda_driver().gpus, reason="this machine has a GPU")
-def test_without_a_gpu_cuda_raises_and_auto_warns_once(tiny):
-    with pytest.raises(DeviceError, match=r"cannot be had.*(driver|anime-vae\[gpu\])"):
+def test_without_a_gpu_cuda_raises_and_auto_says_nothing(tiny):
+    with pytest.raises(DeviceError, match=r"cuda:0.*(driver|\[gpu\])"):
         VAE.load(tiny.folder, device="cuda")
+    devices.warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert VAE.load(tiny.folder).device == "cpu"
+
+
+def test_a_driver_that_cannot_be_used_is_one_warning(tiny, monkeypatch):
+    monkeypatch.setattr(devices, "cuda_driver", lambda: devices.Driver("13.0", ()))
     devices.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

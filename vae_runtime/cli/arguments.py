@@ -6,10 +6,12 @@ import argparse
 import difflib
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from vae_runtime import __version__
@@ -22,6 +24,18 @@ T = TypeVar("T")
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+
+class UsageError(VAEError, ValueError):
+    """Arguments that contradict each other or name nothing to do."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: raised in the main thread, so that files are closed and sentences said as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -222,17 +236,60 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Call `main` and exit with its status. A VAEError or OSError becomes one line on stderr and status 1."""
+    """Call `main` and exit with its status. A VAEError or OSError becomes one line on stderr and status 1.
+
+    Ctrl-C, SIGTERM and SIGHUP end with 130, 143 and 129. Missing output streams, and those that cannot show a
+    character, do no harm.
+    """
+    _prepare_streams()
+    _raise_on_signals()
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        status = EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        status = stop.status if isinstance(stop, Terminated) else EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more while it shuts down; give it a place that takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_FAILURE
     except (VAEError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_FAILURE
-    raise SystemExit(status)
+    raise SystemExit(_flush() or status)
+
+
+def _prepare_streams() -> None:
+    """Give a process without stdout or stderr, as after `>&-`, the null device, and let none fail at a character."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so that no file of ours gets it
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _raise_on_signals() -> None:
+    """Turn SIGTERM and SIGHUP into `Terminated`, unless they are ignored (nohup)."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
+
+
+def _flush() -> int:
+    """Write out what was printed; 1 if that fails: the reader has gone, or the disk is full."""
+    try:
+        sys.stdout.flush()
+        return 0
+    except (OSError, ValueError) as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: stdout: {error}", file=sys.stderr)
+        # Python flushes stdout once more while it shuts down; give it a place that takes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE

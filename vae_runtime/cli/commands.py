@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from vae_runtime import latent
 from vae_runtime.cli import diagnostics
-from vae_runtime.cli.arguments import EXIT_FAILURE, progress
+from vae_runtime.cli.arguments import EXIT_FAILURE, UsageError, progress
 from vae_runtime.config import CARD_FILE, CONFIG_FILE, PRIOR_FILE, VARIANTS, ModelConfig, graph_files
 from vae_runtime.directions import Directions
 from vae_runtime.errors import ImageError, InputError, VAEError
@@ -25,13 +26,17 @@ from vae_runtime.picture_files import find_images
 from vae_runtime.prior import Prior
 from vae_runtime.stream import CodesFile, batches, prefetch
 
+_SCALE, _FPS, _WALK_FACES = 4, 12.0, 8  # defaults
 _SHOWN = 50  # files that were left out, by name
 _HIDDEN = np.uint8(128)  # the gray of the part to paint
 
 
 def load(arguments: argparse.Namespace) -> VAE:
     """The model that --model, --variant and --device name."""
-    return VAE.load(arguments.model, variant=arguments.variant, device=arguments.device)
+    vae = VAE.load(arguments.model, variant=arguments.variant, device=arguments.device)
+    if arguments.verbose:
+        print(f"{vae.config.name} runs on {diagnostics.device_line(vae)}", file=sys.stderr)
+    return vae
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -55,10 +60,11 @@ def check(arguments: argparse.Namespace) -> int:
     folder = resolve(arguments.model, arguments.variant)
     with load(arguments) as vae:
         found = Golden.load(folder).check(vae)
-        verdict = "" if found.tolerable else ", more than rounding explains"
-        differ = f"pictures differ by at most {found.pixels} of 255, codes by {found.codes:.1g}"
-        print(f"{vae.config.name} on {vae.device}: {differ}{verdict}")
-    return 0 if found.tolerable else EXIT_FAILURE
+        passed = found.within(vae.variant)
+        verdict = "" if passed else f", more than expected of {vae.variant or 'float32'}"
+        name = f"{vae.config.name}{f', {vae.variant},' if vae.variant else ''} on {vae.device}"
+        print(f"{name}: pictures differ by at most {found.pixels} of 255, codes by {found.codes:.1g}{verdict}")
+    return 0 if passed else EXIT_FAILURE
 
 
 def _describe(vae: VAE) -> dict[str, str]:
@@ -72,7 +78,7 @@ def _describe(vae: VAE) -> dict[str, str]:
         "directions": ", ".join(vae.directions.names) if vae.directions else "none named",
         "trained on": f"{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}",
         **{metric: f"{figure:.4g}" for metric, figure in config.metrics.items()},
-        "runs on": f"{vae.device} ({', '.join(vae.encoder.session.get_providers())})",
+        "runs on": diagnostics.device_line(vae),
     }
 
 
@@ -85,16 +91,15 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     _check_output(arguments, vae, 2 * len(arguments.images), columns=len(arguments.images))
     originals = vae.prepare(arguments.images)
-    pictures = np.concatenate([originals, vae.reconstruct(originals)])
-    _write_sheet(image_grid(pictures, len(originals), scale=arguments.scale), arguments)
+    _write_sheet(np.concatenate([originals, vae.reconstruct(originals)]), len(originals), arguments)
 
 
 def sample(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     _check_output(arguments, vae, arguments.n)
-    options = {name: getattr(arguments, name) for name in ("temperature", "truncation", "prior")}
-    faces = vae.sample(arguments.n, arguments.seed, **options)
-    _write_sheet(image_grid(faces, scale=arguments.scale), arguments)
+    given = {name: getattr(arguments, name) for name in ("temperature", "truncation", "prior")}
+    options = {name: value for name, value in given.items() if value is not None}
+    _write_sheet(vae.sample(arguments.n, arguments.seed or 0, **options), None, arguments)
 
 
 def interpolate(arguments: argparse.Namespace) -> None:
@@ -105,14 +110,21 @@ def interpolate(arguments: argparse.Namespace) -> None:
 
 
 def walk(arguments: argparse.Namespace) -> None:
+    sampling = [name for name in ("n", "seed", "temperature", "prior") if getattr(arguments, name) is not None]
+    if arguments.images and sampling:
+        raise UsageError(f"--{sampling[0]}: is for new faces, and pictures are given; leave one of them out")
+    if len(arguments.images) == 1:
+        raise UsageError("IMAGE: got 1 picture, expected two or more to pass, or none for new faces")
     vae = load(arguments)
-    frames = (len(arguments.images) or arguments.n) * arguments.steps
+    count = len(arguments.images) or arguments.n or _WALK_FACES
+    frames = (count - arguments.open) * arguments.steps + arguments.open
     _check_output(arguments, vae, 1, frames, columns=arguments.steps)
     if arguments.images:
         keys = vae.encode(arguments.images)[0]
     else:
-        prior = vae.prior if arguments.prior == "model" else Prior.standard(vae.latent_dim)
-        keys = prior.sample(arguments.n, arguments.seed, arguments.temperature)
+        prior = Prior.standard(vae.latent_dim) if arguments.prior == "unit" else vae.prior
+        temperature = 1.0 if arguments.temperature is None else arguments.temperature
+        keys = prior.sample(count, arguments.seed or 0, temperature)
     codes = latent.path(keys, arguments.steps, arguments.method, closed=not arguments.open)
     faces = np.concatenate(list(progress(vae.iter_decode(codes), "walk", len(codes))))
     _write_frames(faces[:, None], arguments, columns=arguments.steps)
@@ -121,13 +133,22 @@ def walk(arguments: argparse.Namespace) -> None:
 def edit(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     _check_output(arguments, vae, len(arguments.images), arguments.steps, columns=arguments.steps)
-    known = Directions.load(arguments.directions) if arguments.directions else vae.directions
-    name = arguments.direction or (known.names[0] if known is not None else _most_active_latent(vae))
-    vector = vae.direction(known[name] if known is not None and arguments.directions else name)
+    vector = _direction(arguments, vae)
     mu = vae.encode(arguments.images)[0]
     amounts = np.linspace(-arguments.strength, arguments.strength, arguments.steps)
     frames = np.stack([vae.decode(mu + amount * vector) for amount in amounts])
     _write_frames(frames, arguments, columns=arguments.steps)
+
+
+def _direction(arguments: argparse.Namespace, vae: VAE) -> NDArray[np.floating]:
+    """The vector that --direction names, in the file of --directions first; without a name, the first there is."""
+    own = Directions.load(arguments.directions) if arguments.directions else None
+    known = own or vae.directions
+    name = arguments.direction or (known.names[0] if known is not None else _most_active_latent(vae))
+    models = vae.directions.names if vae.directions is not None else ()
+    if own is not None and (name in own.names or not (name in models or re.fullmatch(r"z\d+", name))):
+        return vae.direction(own[name])
+    return vae.direction(name)
 
 
 def _most_active_latent(vae: VAE) -> str:
@@ -141,6 +162,8 @@ def invert(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     originals = vae.prepare(arguments.images)
     if arguments.output.suffix.lower() == ".npy":
+        if arguments.scale is not None:
+            raise UsageError(f"--scale: is for pictures, and {arguments.output} holds codes")
         with _codes_file(arguments, vae) as file:
             file.append(list(arguments.images), vae.invert(originals, steps=arguments.steps))
         print(arguments.output)
@@ -148,7 +171,7 @@ def invert(arguments: argparse.Namespace) -> None:
     _check_output(arguments, vae, 3 * len(originals), columns=len(originals))
     codes = vae.invert(originals, steps=arguments.steps)
     pictures = np.concatenate([originals, vae.reconstruct(originals), vae.decode(codes)])
-    _write_sheet(image_grid(pictures, len(originals), scale=arguments.scale), arguments)
+    _write_sheet(pictures, len(originals), arguments)
 
 
 def inpaint(arguments: argparse.Namespace) -> None:
@@ -159,7 +182,7 @@ def inpaint(arguments: argparse.Namespace) -> None:
     _, hidden = vae.prepare_masked(image, mask)
     original = vae.prepare(image)
     pictures = np.concatenate([original, np.where(hidden[..., None], _HIDDEN, original), painted])
-    _write_sheet(image_grid(pictures, 3, scale=arguments.scale), arguments)
+    _write_sheet(pictures, 3, arguments)
 
 
 def _boxed(image: Pixels, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
@@ -177,9 +200,13 @@ def encode(arguments: argparse.Namespace) -> None:
     with _codes_file(arguments, vae, resume=arguments.resume) as codes:
         found = find_images(arguments.images, known=codes.done())
         parts = prefetch(_read(vae, part, unreadable) for part in batches(map(str, found), arguments.batch))
-        for part in progress(parts, "encode"):
-            if part:
-                codes.append([name for name, _ in part], vae.encode(np.stack([face for _, face in part]))[0])
+        try:
+            for part in progress(parts, "encode"):
+                if part:
+                    codes.append([name for name, _ in part], vae.encode(np.stack([face for _, face in part]))[0])
+        except KeyboardInterrupt:
+            print(f"interrupted: {codes.count} codes are saved; --resume continues with the rest", file=sys.stderr)
+            raise
     left_out = unreadable + found.skipped
     for sentence in left_out[:_SHOWN]:
         print(f"note: left out {sentence}", file=sys.stderr)
@@ -221,24 +248,23 @@ def _check_output(
     arguments: argparse.Namespace, vae: VAE, faces: int, frames: int = 1, columns: int | None = None
 ) -> None:
     """Refuse an output that its format or the memory cannot hold, before the work starts; see `_write_frames`."""
-    size = vae.image_size
+    size, scale = vae.image_size, arguments.scale or _SCALE
     if arguments.output.suffix.lower() == ".png":
-        shape = sheet_shape(faces * frames, size, size, columns, scale=arguments.scale)
-        check_figure(arguments.output, *shape)
+        if getattr(arguments, "fps", None) is not None:
+            raise UsageError(f"--fps: is for animations, and {arguments.output} is a still picture")
+        check_figure(arguments.output, *sheet_shape(faces * frames, size, size, columns, scale=scale))
     else:
-        shape = sheet_shape(faces, size, size, faces, scale=arguments.scale, gap=0)
-        check_figure(arguments.output, *shape, frames)
+        check_figure(arguments.output, *sheet_shape(faces, size, size, faces, scale=scale, gap=0), frames)
 
 
-def _write_sheet(sheet: Pixels, arguments: argparse.Namespace) -> None:
-    print(save_png(sheet, arguments.output))
+def _write_sheet(pictures: Pixels, columns: int | None, arguments: argparse.Namespace) -> None:
+    print(save_png(image_grid(pictures, columns, scale=arguments.scale or _SCALE), arguments.output))
 
 
 def _write_frames(frames: Pixels, arguments: argparse.Namespace, columns: int) -> None:
     """frames (n, faces, S, S, 3): an animation of all faces side by side, or a sheet with a row for each face."""
     if arguments.output.suffix.lower() == ".png":
-        faces = frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
-        _write_sheet(image_grid(faces, columns, scale=arguments.scale), arguments)
+        _write_sheet(frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:]), columns, arguments)
         return
-    pictures = [image_grid(faces, len(faces), scale=arguments.scale, gap=0) for faces in frames]
-    print(save_animation(pictures, arguments.output, arguments.fps))
+    pictures = [image_grid(faces, len(faces), scale=arguments.scale or _SCALE, gap=0) for faces in frames]
+    print(save_animation(pictures, arguments.output, arguments.fps or _FPS))

@@ -103,6 +103,13 @@ def why_cpu() -> str:
         return str(error)
 
 
+def device_line(vae: VAE) -> str:
+    """Where a model runs: "cpu, 2 threads (CPUExecutionProvider of ONNX Runtime 1.32.0)"."""
+    providers = ", ".join(vae.encoder.session.get_providers())
+    threads = f", {vae.encoder.threads} threads" if vae.device == "cpu" else ""
+    return f"{vae.device}{threads} ({providers} of ONNX Runtime {import_onnxruntime().__version__})"
+
+
 def probe(vae: VAE) -> dict[str, str]:
     """First and steady latency at batch 1 of an opened model, in milliseconds, by name."""
     face = np.zeros((1, vae.image_size, vae.image_size, 3), np.uint8)

@@ -78,6 +78,7 @@ class Graph:
                 single = open_session(self._model, self.name, providers, 1, self.summary)
             shard_from = _SHARD_FROM["ConvTranspose" in self.summary.operators]
             self._runner = CpuRunner(session, single, tuple(self.inputs), threads, shard_from)
+        self.threads = threads
         self.session = session
 
     def _check_contract(self) -> None:
