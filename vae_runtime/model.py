@@ -31,6 +31,7 @@ from vae_runtime.config import (
 )
 from vae_runtime.directions import Directions, Neighbors
 from vae_runtime.errors import ImageError, InputError, ModelFileError
+from vae_runtime.forks import reset_in_children
 from vae_runtime.hub import resolve
 from vae_runtime.images import (
     Images,
@@ -85,6 +86,7 @@ class VAE:
         self.decoder = self._graph(decoder, {"z": code}, {"image": picture})
         self._inverse: Graph | None = None
         self._lock, self._closed = threading.Lock(), False
+        reset_in_children(self)
         self.prior = Prior.standard(config.latent_dim)
         if PRIOR_FILE in config.files:
             self.prior = self._beside(PRIOR_FILE, Prior.from_bytes, lambda prior: prior.latent_dim)
@@ -174,6 +176,9 @@ class VAE:
     def __reduce__(self) -> tuple[Any, ...]:
         options = {item.name: getattr(self._options, item.name) for item in dataclasses.fields(self._options)}
         return functools.partial(VAE.load, str(self._folder), variant=self.variant, **options), ()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # in a forked child: a thread that is not there may have held it
 
     def __enter__(self) -> VAE:
         return self

@@ -152,6 +152,68 @@ def test_a_model_works_in_child_processes(method, classic, rng):
         child.join()
 
 
+FORK = """
+import os, sys, threading
+import numpy as np
+from vae_runtime import VAE
+vae = VAE.load(sys.argv[1], device="cpu", threads=2)
+z = np.random.default_rng(0).standard_normal((40, 128), np.float32)
+expected = vae.decode(z)
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        vae.decode(z)
+parents = [threading.Thread(target=work) for _ in range(2)]
+for thread in parents:
+    thread.start()
+held = "held" in sys.argv
+if held:
+    vae._lock.acquire(), vae.decoder._lock.acquire()
+child = os.fork()
+if child == 0:
+    same = []
+    def run():
+        same.append((vae.decode(z) == expected).all() and vae.inverse is not None)
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os._exit(0 if same == [True, True] else 7)
+_, status = os.waitpid(child, 0)
+stop.set()
+os._exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("locks", ["free", "held"])
+def test_a_child_that_is_forked_while_threads_run_can_run_in_threads(locks):
+    """One of its threads opens the sessions, the others wait for it; locks that the parent held do not count."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(CLASSIC), locks]
+    for _ in range(3):
+        assert subprocess.run(command, timeout=60).returncode == 0
+
+
+def test_a_closed_model_stays_closed_in_a_forked_child(tiny):
+    code = """
+import os, sys
+from vae_runtime import VAE, InputError
+vae = VAE.load(sys.argv[1], device="cpu")
+vae.close()
+child = os.fork() if hasattr(os, "fork") else 0
+try:
+    vae.sample(1, rng=0)
+except InputError:
+    status = 0
+if child:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+os._exit(status)
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(tiny.folder)]
+    assert subprocess.run(command, timeout=60).returncode == 0
+
+
 def test_a_closed_model_says_so(tiny, rng):
     with VAE.load(tiny.folder, device="cpu") as vae:
         vae.sample(2, rng=0)

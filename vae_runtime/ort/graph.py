@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vae_runtime.errors import DeviceError, InputError, ModelFileError
+from vae_runtime.forks import reset_in_children
 from vae_runtime.install import install_command
 from vae_runtime.ort.devices import (
     CPU,
@@ -58,7 +57,7 @@ class Graph:
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         except (UnicodeDecodeError, IndexError) as error:  # names that are not UTF-8, a tensor without axes
             raise ModelFileError(f"{name}: not a graph of an exported model ({error}); export the run again") from error
-        _graphs.add(self)
+        reset_in_children(self)
 
     def _open(self) -> None:
         profile = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in self.inputs.items())
@@ -150,18 +149,6 @@ class Graph:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runner))
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.session))
             self._forked = True
-
-
-_graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for graph in list(_graphs):
-        graph._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def open_session(
