@@ -41,6 +41,8 @@ class CacheEntry:
     """N names of pictures within the source."""
     labels: Labels
     """Attribute -> N values; empty for sources without labels."""
+    ignored: list[str]
+    """`column: reason` of each column of a table that did not become a label."""
     unreadable: list[str]
     """`name: reason` of each picture that was left out."""
     skipped: list[str]
@@ -56,6 +58,7 @@ class Writer:
         self._keys: list[bytes] = []
         self.names: list[str] = []
         self.labels: Labels = {}
+        self.ignored: list[str] = []
         self.unreadable: list[str] = []
         self.skipped: list[str] = []
 
@@ -76,7 +79,7 @@ class Writer:
         """Write what is left; the entry is then complete."""
         self._file.close()
         np.save(self._folder / "keys.npy", np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, 32))
-        fields = ("names", "labels", "unreadable", "skipped")
+        fields = ("names", "labels", "ignored", "unreadable", "skipped")
         meta = {"count": len(self.names)} | {name: getattr(self, name) for name in fields}
         (self._folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
@@ -98,10 +101,10 @@ def cached(digest: str, image_size: int, fill: Callable[[Writer], None]) -> Cach
     Raises DataError if the cache folder cannot be written, and what `fill` raises; nothing is kept then.
     """
     folder = cache_folder() / f"{digest[:32]}-{image_size}-v{_FORMAT}"
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _open(folder, image_size)
     with _lock(folder):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # another process has filled it meanwhile
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another process has filled it meanwhile
             return _open(folder, image_size)
         shutil.rmtree(folder, ignore_errors=True)
         # Filled beside its place and renamed: a reader finds a whole entry or none.
@@ -171,4 +174,4 @@ def _open(folder: Path, image_size: int) -> CacheEntry:
     counts = {len(keys), len(meta["names"]), *map(len, meta["labels"].values()), len(pixels)}
     if len(counts) > 1 or (folder / "pixels.u8").stat().st_size != pixels.nbytes:
         raise ValueError("the files of this cache entry do not belong together")
-    return CacheEntry(pixels, keys, meta["names"], meta["labels"], meta["unreadable"], meta["skipped"])
+    return CacheEntry(pixels, keys, **meta)

@@ -5,12 +5,14 @@ Every picture passes the functions that the runtime uses, so that a model sees t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,8 +22,17 @@ from tqdm import tqdm
 from vae_runtime.files import CACHE_VARIABLE, cache_folder
 from vae_runtime.images import Pixels, fit_square, load_image
 from vae_train.data.cache import CacheEntry, Writer, cached, picture_key
-from vae_train.data.labels import Labels, join_labels
-from vae_train.data.sources import AVATARS, Picture, PictureSource, check_outside, check_source, open_source, summarize
+from vae_train.data.labels import Labels, Table, class_labels, join_labels, keep_labels, label_pictures, read_labels
+from vae_train.data.sources import (
+    AVATARS,
+    Picture,
+    PictureSource,
+    check_outside,
+    check_source,
+    open_source,
+    summarize,
+    table_beside,
+)
 from vae_train.errors import DataError
 
 HELD_OUT = 0.05
@@ -50,9 +61,11 @@ class Faces:
     keys: NDArray[np.uint8]
     """(N, 32): SHA-256 of each picture's pixels at its original size."""
     names: list[str]
-    """N names of the pictures within their source."""
+    """N names of the pictures, each behind the name of its source: "faces.zip/0.png"."""
     labels: Labels
-    """Attribute -> N values; empty for sources without labels."""
+    """Attribute -> N values, None where a picture has no value; empty for sources without labels."""
+    ignored: list[str]
+    """`column: reason` of each column of a table that did not become a label."""
     sha256: str
     """Identity of the data: digest of the pictures in their order. File names, paths and packing do not matter."""
     unreadable: list[str]
@@ -95,6 +108,14 @@ class Faces:
                 "--image-size"
             )
 
+    def describe_labels(self) -> str:
+        """ "labels of 90 of 100 pictures: hair (12 values), eyes (11); ignored id: 100 different values ..." """
+        rows = zip(*self.labels.values(), strict=True)
+        labelled = sum(any(value is not None for value in row) for row in rows)
+        columns = (f"{name} ({len(set(values) - {None})} values)" for name, values in self.labels.items())
+        parts = [f"labels of {labelled} of {len(self)} pictures: {', '.join(columns)}"] if self.labels else []
+        return "; ".join(parts + [f"ignored {line}" for line in self.ignored])
+
     def held_out(self) -> NDArray[np.bool_]:
         """(N,): True for the held-out pictures: the 5 % of distinct contents whose digests are the smallest.
 
@@ -105,24 +126,30 @@ class Faces:
         return np.asarray(inverse.reshape(-1) < count)
 
 
-def load_faces(sources: str | Sequence[str], image_size: int, avatars: int = 8000, seed: int = 0) -> Faces:
+def load_faces(
+    sources: str | Sequence[str], image_size: int, avatars: int = 8000, seed: int = 0, labels: str | None = None
+) -> Faces:
     """Decode one or several sources at `image_size`, or map them from the cache if their content is there already.
 
     Several sources become one set whose identity and order do not depend on the order in which they are given; a
     source whose content is given twice counts once. avatars, seed: how many faces `avatars` draws, and which.
-    Raises UsageError for an invalid source, DataError when more than 1 % of the pictures of a source are unreadable.
+    labels: a .csv or .jsonl file with a column file_name; its columns replace those that the sources have.
+    Raises UsageError for an invalid source or file of labels, DataError when more than 1 % of the pictures of a source
+    are unreadable, or when `labels` names none of them.
     """
     given = [sources] if isinstance(sources, str) else list(sources)
     for source in given:
         check_source(source)
     check_outside(cache_folder(), given, CACHE_VARIABLE)
+    table = read_labels(Path(labels)) if labels else {}
     parts: dict[str, Faces] = {}
     for source in given:
         part = _load(source, image_size, avatars, seed)
         if part.sha256 in parts:
             print(f"--data {source}: the same pictures as {parts[part.sha256].name}, used once", file=sys.stderr)
         parts.setdefault(part.sha256, part)
-    return _union(list(parts.values()), image_size) if len(parts) > 1 else next(iter(parts.values()))
+    faces = _union(list(parts.values()), image_size) if len(parts) > 1 else next(iter(parts.values()))
+    return _with_labels(faces, table, f"--labels {labels}") if labels else faces
 
 
 def _has_distinct(pixels: NDArray[np.uint8], count: int) -> bool:
@@ -145,7 +172,24 @@ def _load(source: str, image_size: int, avatars: int, seed: int) -> Faces:
     pictures = open_source(source)
     entry = cached(pictures.digest(), image_size, lambda writer: _decode_into(writer, pictures, image_size))
     digest = hashlib.sha256(b"pictures" + entry.keys.tobytes()).hexdigest()
-    return _faces(pictures.name, entry, digest, pictures.legacy_digest())
+    faces = _faces(pictures.name, entry, digest, pictures.legacy_digest())
+    beside = table_beside(source)
+    return _with_labels(faces, beside) if beside else faces
+
+
+def _with_labels(faces: Faces, table: Table, required: str = "") -> Faces:
+    """The same faces with the columns of a table as labels, beside or over their own.
+
+    required: what the table is called in the DataError that is raised if it names none of the pictures.
+    """
+    columns, count = label_pictures(faces.names, [table])
+    if required and not count:
+        example = next(iter(table), "nothing")
+        raise DataError(
+            f"{required}: names none of the {len(faces)} pictures; got {example}, expected {faces.names[0]}"
+        )
+    labels, ignored = keep_labels(columns)
+    return dataclasses.replace(faces, labels=faces.labels | labels, ignored=faces.ignored + ignored)
 
 
 def _faces(name: str, entry: CacheEntry, sha256: str, legacy_sha256: str | None = None) -> Faces:
@@ -153,8 +197,9 @@ def _faces(name: str, entry: CacheEntry, sha256: str, legacy_sha256: str | None 
         name=name,
         pixels=entry.pixels,
         keys=entry.keys,
-        names=entry.names,
+        names=[f"{name}/{picture}" for picture in entry.names],
         labels=entry.labels,
+        ignored=entry.ignored,
         sha256=sha256,
         unreadable=entry.unreadable,
         skipped=entry.skipped,
@@ -178,6 +223,7 @@ def _union(parts: list[Faces], image_size: int) -> Faces:
         keys=entry.keys,
         names=entry.names,
         labels=join_labels([(part.labels, len(part)) for part in ordered]),
+        ignored=list(dict.fromkeys(line for part in ordered for line in part.ignored)),
         sha256=digest,
         unreadable=[f"{part.name}/{line}" for part in ordered for line in part.unreadable],
         skipped=[f"{part.name}/{line}" for part in ordered for line in part.skipped],
@@ -203,6 +249,8 @@ def _decode_into(writer: Writer, pictures: PictureSource, image_size: int) -> No
                 writer.add(picture, pixels, key)
             bar.update()
     writer.skipped += pictures.skipped
+    columns, _ = label_pictures(writer.names, pictures.tables)
+    writer.labels, writer.ignored = keep_labels(columns) if columns else (class_labels(writer.names), [])
     found = len(writer.names) + len(writer.unreadable)
     if found == 0:
         skipped = f" ({summarize(writer.skipped)})" if writer.skipped else ""

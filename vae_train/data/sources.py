@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -15,6 +16,7 @@ from vae_runtime.errors import InputError
 from vae_runtime.hub import HUB_PREFIX, download, parse_address
 from vae_runtime.images import MAX_BYTES
 from vae_runtime.picture_files import ENDINGS, HEAD, FolderEntry, looks_like_picture, read_head, walk_files
+from vae_train.data.labels import METADATA_FILES, Table, parse_table
 from vae_train.errors import DataError, UsageError
 
 AVATARS = "avatars"
@@ -24,7 +26,7 @@ _ARCHIVE_ENDINGS = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz
 _HUB_PATTERNS = [
     "*" + "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in ending)  # the Hub's patterns are case-sensitive
     for ending in sorted({*ENDINGS, *_ARCHIVE_ENDINGS, ".parquet"})
-]
+] + [f"*{name}" for name in METADATA_FILES]
 
 Picture: TypeAlias = tuple[str, Callable[[], bytes]]
 """The name of a picture within its source, and a function that reads its bytes."""
@@ -63,6 +65,16 @@ def _check_folder(path: Path) -> None:
     raise UsageError(f"--data {printable(str(path))}: no pictures in this folder{found}")
 
 
+def table_beside(source: str) -> Table:
+    """The table of labels in the folder that a folder or an archive lies in; empty if there is none."""
+    if source == AVATARS or source.startswith(HUB_PREFIX):
+        return {}
+    for name in METADATA_FILES:
+        with contextlib.suppress(OSError, DataError):
+            return parse_table(name, (Path(source).resolve().parent / name).read_bytes())
+    return {}
+
+
 def check_outside(folder: Path, sources: Sequence[str], what: str) -> None:
     """Raise UsageError if `folder`, which is written to, lies inside one of the folders that pictures are read from.
 
@@ -93,18 +105,21 @@ def open_source(source: str) -> PictureSource:
 class PictureSource:
     """The pictures of files, archives and tables in a fixed order.
 
-    `skipped` holds `name: reason` of every file that is not a picture; it is complete after an iteration.
+    `skipped` holds `name: reason` of every file that is not a picture, `tables` the tables of labels; both are complete
+    after an iteration.
     """
 
     def __init__(self, name: str, files: list[FolderEntry], archives: bool) -> None:
         """archives: whether files may be archives and tables that hold pictures."""
         self.name, self.files, self.archives = name, files, archives
         self.skipped: list[str] = []
+        self.tables: list[Table] = []
         self._contents = [(name, problem or self._content(name, path)) for name, path, problem in files]
 
     def _content(self, name: str, path: Path) -> str:
-        # Of other files than pictures and archives only the name counts, which is listed among the skipped ones.
-        return _file_digest(path) if self.archives or _is_picture(name, path) else NOT_A_PICTURE
+        # Of other files than pictures, tables and archives only the name counts: it is listed among the skipped ones.
+        matters = self.archives or _is_picture(name, path) or _is_table(name)
+        return _file_digest(path) if matters else NOT_A_PICTURE
 
     def digest(self) -> str:
         """SHA-256 of everything that decides which pictures there are: file names and contents.
@@ -124,11 +139,14 @@ class PictureSource:
 
     def __iter__(self) -> Iterator[Picture]:
         self.skipped.clear()
+        self.tables.clear()
         for name, path, problem in self.files:
             if problem:
                 self._skip(name, problem)
             elif _is_picture(name, path):
                 yield printable(name), partial(_file_bytes, path)
+            elif _is_table(name):
+                self._table(name, partial(_file_bytes, path))
             elif self.archives and zipfile.is_zipfile(path):
                 yield from self._zip(name, path)
             elif self.archives and _ending(name) == ".parquet":
@@ -141,6 +159,13 @@ class PictureSource:
     def _skip(self, name: str, reason: str = NOT_A_PICTURE) -> None:
         self.skipped.append(f"{printable(name)}: {reason}")
 
+    def _table(self, name: str, read: Callable[[], bytes]) -> None:
+        folder, _, file = printable(name).rpartition("/")
+        try:
+            self.tables.append(parse_table(file, read(), f"{folder}/" if folder else ""))
+        except (DataError, OSError) as error:
+            self._skip(name, f"not a table of labels ({error})")
+
     def _zip(self, archive: str, path: Path) -> Iterator[Picture]:
         try:
             with zipfile.ZipFile(path) as file:
@@ -149,6 +174,8 @@ class PictureSource:
                         continue
                     if looks_like_picture(member.filename, _zip_head(file, member)):
                         yield member.filename, partial(_zip_bytes, file, member)
+                    elif _is_table(member.filename):
+                        self._table(member.filename, partial(_zip_bytes, file, member))
                     else:
                         self._skip(member.filename)
         except Exception as error:
@@ -165,6 +192,8 @@ class PictureSource:
                     data = stream.read(MAX_BYTES + 1) if stream else b""
                     if stream and looks_like_picture(member.name, data[:HEAD]):
                         yield printable(member.name), partial(bytes, data)
+                    elif stream and _is_table(member.name):
+                        self._table(member.name, partial(bytes, data))
                     else:
                         self._skip(member.name)
         except Exception as error:  # tarfile's, the disk's, and those of zlib, bz2 and lzma
@@ -189,6 +218,10 @@ class PictureSource:
                         row += 1
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{table}: not a readable .parquet ({str(error)[:120]})") from error
+
+
+def _is_table(name: str) -> bool:
+    return name.rpartition("/")[2] in METADATA_FILES
 
 
 def _is_picture(name: str, path: Path) -> bool:
