@@ -50,7 +50,7 @@ from vae_runtime.masks import Masks, prepare_masked
 from vae_runtime.ort.devices import DeviceOptions, Provider
 from vae_runtime.ort.graph import MAX_BATCH, Graph
 from vae_runtime.ort.verify import read_verified
-from vae_runtime.prior import Codes, Prior
+from vae_runtime.prior import Codes, Prior, fit_prior
 from vae_runtime.stream import Batches, batches, prefetch
 
 T = TypeVar("T")
@@ -75,7 +75,13 @@ class VAE:
     `with VAE.load() as vae:` frees the sessions at the end.
     """
 
-    def __init__(self, folder: Path, options: DeviceOptions, variant: Variant | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: DeviceOptions,
+        variant: Variant | None = None,
+        prior: Prior | str | os.PathLike[str] | None = None,
+    ) -> None:
         """Open the model in `folder`; `VAE.load` finds it and says which errors there are."""
         self._folder, self._options, self.variant = folder.absolute(), options, variant
         self.config = config = ModelConfig.load(folder)
@@ -87,8 +93,11 @@ class VAE:
         self._inverse: Graph | None = None
         self._lock, self._closed = threading.Lock(), False
         reset_in_children(self)
+        self._own_prior = Prior.load(prior) if isinstance(prior, (str, os.PathLike)) else prior
         self.prior = Prior.standard(config.latent_dim)
-        if PRIOR_FILE in config.files:
+        if self._own_prior is not None:
+            self.prior = self._prior_of(self._own_prior)
+        elif PRIOR_FILE in config.files:
             self.prior = self._beside(PRIOR_FILE, Prior.from_bytes, lambda prior: prior.latent_dim)
         self.directions: Directions | None = None
         if DIRECTIONS_FILE in config.files:
@@ -103,6 +112,7 @@ class VAE:
         model: str | os.PathLike[str] | None = None,
         *,
         variant: Variant | None = None,
+        prior: Prior | str | os.PathLike[str] | None = None,
         device: str = "auto",
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
@@ -114,6 +124,7 @@ class VAE:
         model: None for the bundled one, a folder, or "hf:owner/name[@revision]" (needs the extra `hub`).
         variant: None for float32, which answers the same everywhere; "fp16" or "int8" where the model has it: smaller
         graphs, with answers a little off; its card says how much, and where they are faster. Never chosen by itself.
+        prior: a Prior, or the .npz of one, in place of the model's own; see `fit_prior`.
         device: "cpu", "cuda" or "cuda:n" (strict: DeviceError if it cannot be had), or "auto": what $VAE_DEVICE says;
         else CUDA where a session really runs on it, else the CPU with one DeviceWarning that names the cause.
         providers: the expert's door, ONNX Runtime's provider list as it takes it, strict, instead of `device`.
@@ -129,7 +140,7 @@ class VAE:
         )
         if variant is not None and variant not in VARIANTS:
             raise InputError(f"variant: got {variant!r}, expected None, {' or '.join(map(repr, VARIANTS))}")
-        return cls(resolve(model, variant), options, variant)
+        return cls(resolve(model, variant), options, variant, prior)
 
     def _graphs_of_variant(self) -> tuple[str, str]:
         """The files of encoder and decoder; ModelFileError if this model, or this copy of it, is without them."""
@@ -175,7 +186,9 @@ class VAE:
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = {item.name: getattr(self._options, item.name) for item in dataclasses.fields(self._options)}
-        return functools.partial(VAE.load, str(self._folder), variant=self.variant, **options), ()
+        return functools.partial(
+            VAE.load, str(self._folder), variant=self.variant, prior=self._own_prior, **options
+        ), ()
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()  # in a forked child: a thread that is not there may have held it
@@ -334,17 +347,38 @@ class VAE:
         rng: Rng = None,
         temperature: float = 1.0,
         truncation: float | None = None,
-        prior: Literal["model", "unit"] = "model",
+        prior: Literal["model", "unit"] | Prior = "model",
     ) -> Pixels:
         """`n` new faces, z from the prior: uint8 (n, S, S, 3). rng: a seed, a numpy Generator, or None.
 
-        prior: "model" is the density fitted at export where the model has one, else N(0, I); "unit" is N(0, I).
-        temperature and truncation: see `Prior.sample`.
+        prior: "model" is `VAE.prior`, the density fitted at export where the model has one; "unit" is N(0, I); or a
+        Prior, as `fit_prior` makes it. temperature and truncation: see `Prior.sample`.
         """
+        return self.decode(self._prior_of(prior).sample(n, rng, temperature, truncation))
+
+    def _prior_of(self, prior: Literal["model", "unit"] | Prior) -> Prior:
+        if isinstance(prior, Prior):
+            if prior.latent_dim != self.latent_dim:
+                raise InputError(f"prior: for codes of {prior.latent_dim} numbers, this model has {self.latent_dim}")
+            return prior
         if prior not in ("model", "unit"):
-            raise InputError(f"prior: got {prior!r}, expected 'model' or 'unit'")
-        source = self.prior if prior == "model" else Prior.standard(self.latent_dim)
-        return self.decode(source.sample(n, rng, temperature, truncation))
+            raise InputError(f"prior: got {prior!r}, expected 'model', 'unit' or a Prior")
+        return self.prior if prior == "model" else Prior.standard(self.latent_dim)
+
+    def fit_prior(self, images: Iterable[ImageSource], rng: Rng = 0) -> Prior:
+        """A prior for your own pictures, at least 16: what `sample(16, prior=...)` draws from, without training.
+
+        images: any iterable of pictures; read lazily. The codes are fitted by a shrunk Gaussian or a mixture, whichever
+        gives held-out codes the highest density (`vae_runtime.prior.fit_prior`). Takes seconds; keep it with
+        `prior.save("mine.npz")` and load it with `VAE.load(prior="mine.npz")`. The pictures are drawn by the same
+        decoder, so a style that the model has never seen stays out of reach. The same pictures and `rng` give the same
+        prior.
+        """
+        parts = list(self.iter_encode(images))
+        if not parts:
+            raise InputError("images: got none, expected at least 16 to fit a prior")
+        mu, logvar = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return fit_prior(mu, logvar, rng)[0]
 
     def interpolate(self, a: ImageSource, b: ImageSource, steps: int = 8, method: Method = "slerp") -> Pixels:
         """The way from picture `a` to picture `b` through latent space: uint8 (steps, S, S, 3), ends included."""

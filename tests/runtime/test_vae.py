@@ -158,7 +158,7 @@ def test_a_model_with_a_fitted_prior_and_directions(tmp_path, rng, faces):
     np.testing.assert_array_equal(vae.edit(faces, "smile", 2), vae.edit(faces, smile["smile"], 2))
     with pytest.raises(InputError, match="did you mean 'smile'"):
         vae.edit(faces, "smle")
-    with pytest.raises(InputError, match="'model' or 'unit'"):
+    with pytest.raises(InputError, match="'model'"):
         vae.sample(1, prior="normal")
     assert ModelConfig.from_json(vae.config.to_json()) == vae.config
 

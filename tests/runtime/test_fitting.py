@@ -1,0 +1,114 @@
+"""Priors that are fitted to the codes of your own pictures."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from tiny_model import DIM, SIZE
+
+from vae_runtime import VAE, InputError, InputTypeError, Prior
+from vae_runtime.prior import fit_prior
+from vae_runtime.prior.fitting import MIN_CODES, ledoit_wolf
+
+WIDE = 96
+"""More latents than codes: where the sample covariance is singular."""
+
+
+def codes(rng, count, dim=WIDE, parts=1):
+    """mu and logvar: Gaussians that reach far along few axes, and posteriors of different widths."""
+    axes = rng.normal(size=(dim, dim)) * np.exp(-np.arange(dim) / 10)
+    spreads = np.exp(rng.choice(np.linspace(-1, 1, parts) if parts > 1 else [0.0], (count, 1)))
+    mu = 0.7 + spreads * (rng.normal(size=(count, dim)) @ axes.T) / 3
+    return mu, np.broadcast_to(rng.normal(-2, 0.3, dim), mu.shape)
+
+
+@pytest.fixture(scope="module")
+def vae(tiny):
+    return VAE.load(tiny.folder, device="cpu")
+
+
+@pytest.fixture
+def faces(rng):
+    return rng.integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(16, 96), (40, 20), (500, 8), (16, 1)])
+def test_ledoit_wolf_is_that_of_scikit_learn(rng, shape):
+    covariance = pytest.importorskip("sklearn.covariance")
+    points = rng.normal(size=shape) @ rng.normal(size=(shape[1], shape[1])) + 3
+    oracle = covariance.LedoitWolf().fit(points)
+    found, shrinkage = ledoit_wolf(points)
+    np.testing.assert_allclose(found, oracle.covariance_, rtol=1e-9, atol=1e-12)
+    assert shrinkage == pytest.approx(oracle.shrinkage_)
+
+
+@pytest.mark.parametrize("count", [MIN_CODES, 60, 300])
+def test_held_out_codes_are_denser_than_under_the_unit_normal(rng, count):
+    mu, logvar = codes(rng, count + 200)
+    prior, scores = fit_prior(mu[:count], logvar[:count])
+    test = mu[count:] + np.exp(logvar[count:] / 2) * rng.normal(size=mu[count:].shape)
+    assert prior.log_prob(test).mean() > Prior.standard(WIDE).log_prob(test).mean() + 1
+    assert max(scores.values()) == pytest.approx(prior.log_prob(test).mean(), rel=0.2)
+
+
+def test_codes_of_the_unit_normal_keep_it_near(rng):
+    logvar = np.full((40, WIDE), -8.0)
+    prior, _ = fit_prior(rng.normal(size=(40, WIDE)), logvar)
+    test = rng.normal(size=(500, WIDE))
+    assert prior.log_prob(test).mean() > Prior.standard(WIDE).log_prob(test).mean() - 3
+
+
+def test_many_codes_of_different_strength_become_a_mixture(rng):
+    mu, logvar = codes(rng, 1500, dim=12, parts=3)
+    prior, scores = fit_prior(mu, logvar)
+    assert len(prior.weights) > 1
+    assert scores[f"{len(prior.weights)} Gaussians"] == max(scores.values())
+
+
+def test_the_same_codes_give_the_same_prior_and_one_that_can_be_saved(rng, tmp_path):
+    mu, logvar = codes(rng, 100)
+    first, again = fit_prior(mu, logvar)[0], fit_prior(mu, logvar)[0]
+    assert first.save(tmp_path / "a.npz").read_bytes() == again.save(tmp_path / "b.npz").read_bytes()
+    np.testing.assert_array_equal(Prior.load(tmp_path / "a.npz").sample(3, rng=1), first.sample(3, rng=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda mu, logvar: (mu[:15], logvar[:15]), InputError),
+        (lambda mu, logvar: (np.repeat(mu[:5], 10, axis=0), np.repeat(logvar[:5], 10, axis=0)), InputError),
+        (lambda mu, logvar: (mu, logvar[:-1]), InputError),
+        (lambda mu, logvar: (np.full_like(mu, np.nan), logvar), InputError),
+        (lambda mu, logvar: (None, logvar), InputTypeError),
+    ],
+)
+def test_too_few_or_invalid_codes_are_refused(rng, change, error):
+    with pytest.raises(error):
+        fit_prior(*change(*codes(rng, 50)))
+
+
+def test_the_verbs(vae, tiny, faces, tmp_path):
+    prior = vae.fit_prior(iter(faces))
+    np.testing.assert_array_equal(vae.sample(5, rng=1, prior=prior), vae.decode(prior.sample(5, rng=1)))
+    prior.save(tmp_path / "mine.npz")
+    for given in (prior, tmp_path / "mine.npz", str(tmp_path / "mine.npz")):
+        own = VAE.load(tiny.folder, device="cpu", prior=given)
+        np.testing.assert_array_equal(own.sample(5, rng=1), vae.sample(5, rng=1, prior=prior))
+        again = pickle.loads(pickle.dumps(own))
+        np.testing.assert_array_equal(again.sample(5, rng=1), own.sample(5, rng=1))
+
+
+@pytest.mark.parametrize("count", [0, 1, 15])
+def test_too_few_pictures_are_named(vae, faces, count):
+    with pytest.raises(InputError, match="16"):
+        vae.fit_prior(faces[:count])
+
+
+def test_a_prior_of_another_latent_dim_is_refused(vae, tiny):
+    wrong = Prior.standard(DIM + 1)
+    with pytest.raises(InputError, match="prior"):
+        vae.sample(1, prior=wrong)
+    with pytest.raises(InputError, match="prior"):
+        VAE.load(tiny.folder, device="cpu", prior=wrong)

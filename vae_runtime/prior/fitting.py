@@ -1,0 +1,169 @@
+"""Fitting a prior to the codes of a few or many pictures, with NumPy alone.
+
+A Gaussian with a shrunk covariance (Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
+matrices", 2004), blended with N(0, I), holds from 16 pictures on, where the sample covariance of hundreds of latents is
+singular. With more pictures, mixtures of Gaussians that share its principal axes fit better. Cross-validation decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vae_runtime.checks import Rng, as_codes, make_rng
+from vae_runtime.errors import InputError
+from vae_runtime.latent import reparameterize
+from vae_runtime.prior.mixture import Prior
+
+Floats: TypeAlias = NDArray[np.float64]
+Rows: TypeAlias = NDArray[np.intp]
+
+MIN_CODES = 16
+"""Fewest distinct codes that a prior is fitted to."""
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the Gaussian of the codes, beside N(0, I), that are tried; 0 is N(0, I) itself."""
+COMPONENTS = (2, 4, 8, 16)
+"""Numbers of Gaussians that are tried."""
+
+_PER_COMPONENT = 40  # codes for each Gaussian of a mixture
+_FOLDS, _ONE_FOLD = 5, 2000  # from so many codes on, one fifth is held out once
+_ITERATIONS = 30
+_MEAN_CODES = 20.0  # a component's mean is shrunk to the mean of all as by so many codes there
+_VARIANCE_CODES = 2000.0  # its variances are shrunk to their own mean as by so many codes
+_FLOOR = 1e-6  # added to variances; those of N(0, I) are 1
+
+
+def fit_prior(mu: ArrayLike, logvar: ArrayLike, rng: Rng = 0) -> tuple[Prior, dict[str, float]]:
+    """The density of the aggregated posterior of pictures, and the mean log density of held-out codes by candidate.
+
+    mu, logvar: (n, latent_dim) of q(z|x), with at least `MIN_CODES` distinct rows. Candidates are Gaussians by their
+    blend with N(0, I) ("0.5"), and mixtures by their number of components ("4 Gaussians"). The one of the highest
+    density on held-out draws is fitted to all. Scores are in nats a code. Raises InputError.
+    """
+    means, log_variances = (
+        as_codes(mu, name="mu").astype(np.float64),
+        as_codes(logvar, name="logvar").astype(np.float64),
+    )
+    if means.shape != log_variances.shape:
+        raise InputError(f"mu and logvar: got the shapes {means.shape} and {log_variances.shape}, expected equal ones")
+    distinct = len(np.unique(means, axis=0))
+    if distinct < MIN_CODES:
+        raise InputError(f"images: got {distinct} distinct ones, expected at least {MIN_CODES} to fit a prior")
+    generator = make_rng(rng)
+    draws = np.asarray(reparameterize(means, log_variances, generator), np.float64)
+    folds = [
+        (_axes(means[train], log_variances[train]), draws[train], draws[test])
+        for train, test in _folds(generator.permutation(len(means)))
+    ]
+
+    def score(blend: float, count: int) -> float:
+        found = [_fit(axes, train, blend, count).log_prob(test) for axes, train, test in folds]
+        return float(np.concatenate(found).mean())
+
+    scores = {(blend, 1): score(blend, 1) for blend in BLENDS}
+    share, _ = max(scores, key=lambda choice: scores[choice])
+    scores |= {(share, count): score(share, count) for count in COMPONENTS if len(means) >= _PER_COMPONENT * count}
+    blend, count = max(scores, key=lambda choice: scores[choice])
+    standard = (blend, count) == (0, 1)
+    prior = (
+        Prior.standard(means.shape[1]) if standard else _fit(_axes(means, log_variances), draws, blend, count).prior()
+    )
+    return prior, {f"{count} Gaussians" if count > 1 else f"{blend:g}": each for (blend, count), each in scores.items()}
+
+
+class _Axes(NamedTuple):
+    """The mean of codes (d,), and their principal axes: variances (d,) and directions (d, d), a column each."""
+
+    center: Floats
+    variances: Floats
+    directions: Floats
+
+
+class _Mixture(NamedTuple):
+    """Gaussians in the coordinates x = (z - center) @ directions / deviations, with diagonal covariances."""
+
+    axes: _Axes
+    deviations: Floats
+    weights: Floats
+    means: Floats
+    """(K, d)"""
+    squares: Floats
+    """Variances, (K, d)"""
+
+    def log_prob(self, z: Floats) -> Floats:
+        """log p(z) in nats, (n,)."""
+        logs = self.log_parts((z - self.axes.center) @ self.axes.directions / self.deviations)
+        top = logs.max(axis=1)
+        constant = np.log(self.deviations).sum() + len(self.deviations) / 2 * np.log(2 * np.pi)
+        return np.asarray(top + np.log(np.exp(logs - top[:, None]).sum(axis=1)) - constant)
+
+    def log_parts(self, x: Floats) -> Floats:
+        """log of weights_k N(x | k), without the constant: (n, K)."""
+        inverse = 1 / self.squares
+        distances = x**2 @ inverse.T - 2 * x @ (self.means * inverse).T + (self.means**2 * inverse).sum(axis=1)
+        return np.asarray(np.log(self.weights) - (distances + np.log(self.squares).sum(axis=1)) / 2)
+
+    def prior(self) -> Prior:
+        """The same density as it is sampled and saved."""
+        scales = self.axes.directions * self.deviations
+        means = self.axes.center + self.means @ scales.T
+        spreads = np.sqrt(self.squares).astype(np.float32) if len(self.weights) > 1 else None
+        weights, centers = self.weights.astype(np.float32), means.astype(np.float32)
+        return Prior(weights, centers, scales[None].astype(np.float32), spreads)
+
+
+def _axes(mu: Floats, logvar: Floats) -> _Axes:
+    """Of the covariance of `mu`, shrunk, plus the mean variance of the posteriors."""
+    covariance = ledoit_wolf(mu)[0] + np.diag(np.exp(logvar).mean(axis=0))
+    return _Axes(mu.mean(axis=0), *np.linalg.eigh(covariance))
+
+
+def _fit(axes: _Axes, draws: Floats, blend: float, count: int) -> _Mixture:
+    """`count` Gaussians that share the axes of all codes and differ in mean and in spread along each axis.
+
+    blend: the share of the codes' mean and covariance; the rest is N(0, I). A mixture is fitted to `draws` by
+    expectation maximization, each component's mean and variances shrunk.
+    """
+    dim = len(axes.center)
+    axes = axes._replace(center=blend * axes.center)
+    deviations = np.sqrt(np.maximum(blend * axes.variances, 0) + (1 - blend) + _FLOOR)
+    mixture = _Mixture(axes, deviations, np.ones(1), np.zeros((1, dim)), np.ones((1, dim)))
+    if count == 1:
+        return mixture
+    points = (draws - axes.center) @ axes.directions / deviations
+    means = 0.05 * np.random.default_rng(0).normal(size=(count, dim))
+    squares = np.repeat(np.linspace(0.6, 1.5, count)[:, None], dim, axis=1)  # codes differ most in their distance
+    mixture = _Mixture(axes, deviations, np.full(count, 1 / count), means, squares)
+    for _ in range(_ITERATIONS):
+        logs = mixture.log_parts(points)
+        shares = np.exp(logs - logs.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        sizes, sums = shares.sum(axis=0)[:, None], shares.T @ points
+        means = sums / (sizes + _MEAN_CODES)
+        spread = np.maximum(shares.T @ points**2 - 2 * means * sums + sizes * means**2, 0)
+        level = (spread.mean(axis=1, keepdims=True) + _MEAN_CODES) / (sizes + _MEAN_CODES)
+        squares = (spread + _VARIANCE_CODES * level) / (sizes + _VARIANCE_CODES)
+        mixture = mixture._replace(weights=(sizes[:, 0] + 1) / (len(points) + count), means=means, squares=squares)
+    return mixture
+
+
+def ledoit_wolf(points: Floats) -> tuple[Floats, float]:
+    """The covariance (d, d) of `points` (n, d), shrunk to a multiple of the identity, and the shrinkage (0 to 1)."""
+    count, dim = points.shape
+    centered = points - points.mean(axis=0)
+    sample = centered.T @ centered / count
+    mean_variance = np.trace(sample) / dim
+    squares = centered**2
+    noise = ((squares.T @ squares).sum() / count - (sample**2).sum()) / (dim * count)
+    distance = (sample**2).sum() / dim - mean_variance**2
+    shrinkage = float(min(max(noise, 0.0) / distance, 1.0)) if distance > 0 else 0.0
+    return (1 - shrinkage) * sample + shrinkage * mean_variance * np.eye(dim), shrinkage
+
+
+def _folds(order: Rows) -> Iterator[tuple[Rows, Rows]]:
+    parts = np.array_split(order, _FOLDS)
+    for index in range(1 if len(order) >= _ONE_FOLD else _FOLDS):
+        yield np.concatenate(parts[:index] + parts[index + 1 :]), parts[index]
