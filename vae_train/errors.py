@@ -14,7 +14,11 @@ class DataError(VAEError, ValueError):
 
 
 class CheckpointError(VAEError, OSError):
-    """A checkpoint that is missing, damaged, or of another model."""
+    """A checkpoint that is missing, unreadable, or of another model."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose content is not what was written."""
 
 
 class TrainingError(VAEError, RuntimeError):

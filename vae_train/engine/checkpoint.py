@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from vae_train.errors import CheckpointError
+from vae_train.errors import CheckpointError, DamagedCheckpointError
 
 FORMAT_VERSION = 2
 KEEP = 3
 """How many of the last checkpoints stay."""
 
+_unsynced: set[Path] = set()
 _NAME = re.compile(r"step-(\d{9})\.json")
 
 
@@ -65,7 +67,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise CheckpointError(f"{path}: could not be written ({error}){_room(folder, len(data), error)}") from error
-    for old in list(_newest_first(folder))[KEEP:]:
+    # Newer ones are damaged, or this one would not have been written: they do not push it out.
+    for old in [other for other in _newest_first(folder) if other <= path][KEEP:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return path
@@ -83,33 +86,63 @@ def _room(folder: Path, size: float, error: OSError) -> str:
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of `folder` that is whole, and a sentence for each newer one that is damaged."""
+    """The newest checkpoint of `folder` that is whole, and a sentence for each newer one that is damaged.
+
+    None if the folder holds no checkpoint. Raises CheckpointError if it holds some and all are damaged, or as soon as
+    one cannot be read for another reason: permissions, a failing disk, another format version. Such a checkpoint may be
+    good, and training past it would lose it.
+    """
     damaged: list[str] = []
-    for path in _newest_first(folder):
+    try:
+        paths = list(_newest_first(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error}); nothing was changed") from error
+    for path in paths:
         try:
             return load(path), damaged
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             damaged.append(str(error))
+    if damaged:
+        raise CheckpointError(
+            f"none of the {len(damaged)} checkpoints in {folder} is good: {'; '.join(damaged)}; nothing was changed: "
+            "restore them from a copy, or start a new run in another folder"
+        )
     return None, damaged
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint, named by its .json or .safetensors; CheckpointError if anything is wrong."""
+    """Read and verify one checkpoint, named by its .json or .safetensors.
+
+    Raises DamagedCheckpointError if its content is wrong, CheckpointError if the disk does not give it or its format is
+    another.
+    """
     path = path.with_suffix(".json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         data = path.with_suffix(".safetensors").read_bytes()
         if record["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format {record['format_version']}, this version reads {FORMAT_VERSION}")
+            raise CheckpointError(
+                f"{path}: checkpoint format {record['format_version']}, expected {FORMAT_VERSION}; use the version of "
+                "this program that wrote it; nothing was changed"
+            )
         if _record_digest(record) != record["record_sha256"]:
-            raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one noted")
+            raise DamagedCheckpointError(f"{path}: damaged, its SHA-256 differs from the recorded one")
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
-            raise CheckpointError(f"{path.with_suffix('.safetensors')}: damaged, its SHA-256 is not the one noted")
+            raise DamagedCheckpointError(
+                f"{path.with_suffix('.safetensors')}: damaged, its SHA-256 differs from the recorded one"
+            )
         return Checkpoint(int(record["step"]), dict(record["state"]), tensors_from_bytes(data))
     except CheckpointError:
         raise
-    except Exception as error:  # JSON, keys, the disk, and safetensors' own class
-        raise CheckpointError(f"{path}: not a checkpoint that can be read ({type(error).__name__}: {error})") from error
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{path}: damaged, {Path(str(error.filename)).name} is missing") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path}: cannot be read ({error.strerror or error}); nothing was changed: it may be a "
+            "good checkpoint, make it readable first"
+        ) from error
+    except Exception as error:  # JSON, keys, and safetensors' own class
+        raise DamagedCheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 
 def _record_digest(record: dict[str, Any]) -> str:
@@ -135,8 +168,24 @@ def write(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk; some file systems (CIFS, DrvFs, FUSE) refuse, which is said once and harms nothing."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+        if folder not in _unsynced:
+            print(
+                f"warning: {folder}: this disk cannot flush folders ({error.strerror}); going on: a power failure may "
+                "cost the newest checkpoint",
+                file=sys.stderr,
+            )
+        _unsynced.add(folder)

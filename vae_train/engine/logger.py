@@ -1,7 +1,7 @@
-"""What a run says of itself: metrics.jsonl, always, and events for TensorBoard, if asked.
+"""The metrics of a run: metrics.jsonl, and events for TensorBoard if asked for.
 
-A log that cannot be written does not stop the training: it warns once, and the lines that are missing follow when the
-disk takes them again.
+A log that cannot be written does not stop the training: a warning says so once, and the missing lines follow as soon as
+the disk takes them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS = "events"
 
 
-class Log:
+class Logger:
     """The records of a run, one an epoch."""
 
     def __init__(self, run: Path, records: list[dict[str, Any]], tensorboard: bool) -> None:
         """records: those that the run keeps from before; what else the file holds is dropped."""
         self.path, self.records = run / METRICS_FILE, records
-        self._complete, self._warned = False, False  # whether the file holds all records; whether it was complained of
+        self._complete, self._warned = False, False  # whether the file holds all records; whether a warning was given
         self._events = _events(run / EVENTS, len(records)) if tensorboard else None
         if self.path.exists():
             self._write()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a record and write it; of what the disk says against it, warn once."""
+        """Keep a record and write it; warn once if the disk refuses."""
         self.records.append(record)
         self._write()
         if self._events is not None:
-            with self._forgiving():
+            with self._warn_once():
                 for name, value in record.items():
                     if name != "epoch" and not isinstance(value, str):
                         self._events.add_scalar(tag(name), value, record["epoch"])
@@ -45,7 +45,7 @@ class Log:
 
     def _write(self) -> None:
         """Append the last record, or write all anew where the file may lack some."""
-        with self._forgiving():
+        with self._warn_once():
             if self._complete:
                 self._complete = False
                 with self.path.open("a", encoding="utf-8") as file:
@@ -57,29 +57,39 @@ class Log:
             self._complete = True
 
     @contextmanager
-    def _forgiving(self) -> Iterator[None]:
+    def _warn_once(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if not self._warned:
-                print(f"warning: {self.path.parent}: the log cannot be written ({error}); going on", file=sys.stderr)
+                print(f"warning: {self.path.parent}: the metrics cannot be written ({error}); training goes on", file=sys.stderr)
             self._warned = True
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line that a kill cut off is left out."""
-    records = []
+    """The records of a run's metrics.jsonl, one an epoch.
+
+    Lines that are not such records are left out, with a warning; the last one without, as a kill may have cut it off.
+    """
     path = run / METRICS_FILE
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records, invalid = [], []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+        except ValueError:  # UnicodeDecodeError is one
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+            records.append(record)
+        elif number < len(lines):
+            invalid.append(str(number))
+    if invalid:
+        print(f"warning: {path}: invalid line {', '.join(invalid[:5])}; left out", file=sys.stderr)
     return records
 
 
 def tag(name: str) -> str:
-    """held_out_psnr -> held_out/psnr: TensorBoard groups by what stands before the stroke."""
+    """held_out_psnr -> held_out/psnr: TensorBoard groups by what is before the slash."""
     part = next((part for part in ("train", "held_out") if name.startswith(f"{part}_")), None)
     return f"{part}/{name[len(part) + 1 :]}" if part else name
 

@@ -1,9 +1,8 @@
-"""Where a run stands: network, moving average, optimiser, position; and how a checkpoint holds it."""
+"""Where a run stands: network, moving average, optimizer, position; and how a checkpoint holds it."""
 
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vae_runtime.ort.devices import usable_cores
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
 from vae_train.engine.checkpoint import Checkpoint
-from vae_train.engine.distributed import ALONE, World, with_global_statistics
-from vae_train.engine.loader import CHANNELS_LAST
-from vae_train.errors import CheckpointError, DataError, TrainingError
+from vae_train.engine.distributed import SINGLE_PROCESS, DistributedContext, synchronize_batch_norm
+from vae_train.errors import CheckpointError, TrainingError
 from vae_train.model.networks import VAE
+from vae_train.model.tensors import CHANNELS_LAST
 
 CHECKPOINTS = "checkpoints"
 
 ERROR, KL, IMAGES, SKIPPED, LAST_SKIPPED = range(5)
-"""Places of `State.tally`."""
+"""Places of `State.sums`."""
 
 
 @dataclass
@@ -35,9 +35,9 @@ class State:
     newest: Tensor
     """Scalar on the device: the share of the newest weights in the average."""
     optimizer: torch.optim.Adam
-    tally: Tensor
-    """(5,) float64 on the device, of this epoch so far and this process: the sums of squared error and KL over its
-    images, their number, the steps that were skipped, and the batch of the last of these, counted from 0."""
+    sums: Tensor
+    """(5,) float64 on the device, the running sums of this epoch and process: squared error and KL over its images,
+    their number, the steps that were skipped, and the batch of the last of these, counted from 0."""
     epoch: int = 0
     """Epochs that are complete."""
     batch: int = 0
@@ -46,19 +46,21 @@ class State:
     """Time that this epoch's batches took so far."""
 
 
-def make_state(config: TrainConfig, device: torch.device, world: World = ALONE) -> State:
-    """A model with its first weights, decided by the seed, its average and its optimiser."""
+def make_state(
+    config: TrainConfig, device: torch.device, context: DistributedContext = SINGLE_PROCESS
+) -> State:
+    """A model with its first weights, decided by the seed, its average and its optimizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = VAE.from_config(config)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
-    if world.size > 1:
-        with_global_statistics(model, device)
+    if context.world_size > 1:
+        synchronize_batch_norm(model, device)
     rate = torch.tensor(config.learning_rate, device=device)  # a tensor: a CUDA graph reads it anew at each step
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=device.type == "cuda")
     newest = torch.ones((), device=device)
-    tally = torch.zeros(5, dtype=torch.float64, device=device)
-    return State(model, copy.deepcopy(model), newest, optimizer, tally)
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    return State(model, copy.deepcopy(model), newest, optimizer, sums)
 
 
 @torch.no_grad()
@@ -80,31 +82,28 @@ def update_average(state: State) -> None:
 
 
 def save(state: State, step: int, run: Path, data: dict[str, Any]) -> None:
-    """Write a checkpoint of the run; TrainingError if a weight is no number, CheckpointError if the disk refuses."""
+    """Write a checkpoint of the run; TrainingError if a weight is not finite, CheckpointError if the disk refuses.
+
+    data: name, count and sha256 of the pictures that the run is trained on.
+    """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
     names = [name for name, _ in state.model.named_parameters()]
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in moments.items()}
-    tensors["tally"] = state.tally
+    tensors["tally"] = state.sums  # the key that this format has always had
     position = {"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "data": data}
     if not all(value.isfinite().all() for value in tensors.values()):
-        raise TrainingError(f"step {step}: weights that are no numbers; the last good checkpoint stays in {run}")
-    checkpoint.save(run / CHECKPOINTS, Checkpoint(step, position, tensors))
+        raise TrainingError(f"step {step}: weights that are not finite; the last good checkpoint stays in {run}")
+    checkpoint.save(run / CHECKPOINTS, Checkpoint(step, position | {"threads": torch.get_num_threads()}, tensors))
 
 
-def restore(state: State, run: Path, data: dict[str, Any]) -> bool:
-    """Put the newest good checkpoint into `state`; False if there is none yet.
+def restore(state: State, saved: Checkpoint) -> None:
+    """Put a checkpoint into `state`; CheckpointError if it belongs to another network.
 
-    Raises DataError if it was trained on other pictures, CheckpointError if on another network.
+    On a CPU, torch gets the number of threads that the run had, where that many cores are there: another number would
+    round differently.
     """
-    saved, damaged = checkpoint.load_latest(run / CHECKPOINTS)
-    for sentence in damaged:
-        print(f"warning: {sentence}; going back to the one before", file=sys.stderr)
-    if saved is None:
-        return False
-    if saved.state["data"] != data:
-        raise DataError(f"--resume: the pictures are not the ones that {run} was trained on")
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved)
     moments: dict[int, dict[str, Tensor]] = {}
@@ -118,8 +117,10 @@ def restore(state: State, run: Path, data: dict[str, Any]) -> bool:
     state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
     state.epoch, state.batch = int(saved.state["epoch"]), int(saved.state["batch"])
     state.seconds = float(saved.state["seconds"])
-    state.tally.copy_(saved.tensors["tally"])
-    return True
+    state.sums.copy_(saved.tensors["tally"])
+    threads = saved.state.get("threads")
+    if isinstance(threads, int) and 1 <= threads <= usable_cores():
+        torch.set_num_threads(threads)
 
 
 def load_weights(model: VAE, saved: Checkpoint, kind: Literal["model", "average"] = "average") -> None:

@@ -117,6 +117,8 @@ def shown_directions(vae: VAE) -> list[str]:
 
 def draw_curve(folder: Path, history: list[dict[str, Any]], caption: str) -> None:
     """training_curve.png: the negative ELBO by epoch, train and held-out. history: the lines of metrics.jsonl."""
+    keys = {"train_negative_elbo", "held_out_negative_elbo"}
+    history = [record for record in history if keys <= record.keys()]
     if not history:
         return
     folder.mkdir(parents=True, exist_ok=True)

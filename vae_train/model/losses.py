@@ -54,6 +54,18 @@ def reconstruction_nats(likelihood: str, squared_error: float, dimensions: int) 
     return squared_error / (2 * variance) + dimensions / 2 * math.log(2 * math.pi * variance)
 
 
+def elbo_terms(error: float, kl: float, dimensions: int, likelihood: str, beta: float) -> dict[str, float]:
+    """The negative ELBO and its parts in nats per image, from the means of the squared error and the KL divergence."""
+    reconstruction = reconstruction_nats(likelihood, error, dimensions)
+    return {
+        "negative_elbo": reconstruction + beta * kl,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "squared_error": error,
+        "bits_per_dim": bits_per_dim(error, kl, dimensions),
+    }
+
+
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
     """(n, latent_dim) twice -> (n,): KL(N(mu, diag(exp(logvar))) || N(0, I)) (Kingma & Welling 2014, appendix B)."""
     return kl_per_latent(mu, logvar).sum(1)
