@@ -29,7 +29,7 @@ from vae_runtime.hub import resolve
 from vae_runtime.ort.devices import usable_cores
 from vae_train.config import PRESETS, TrainConfig, make_config
 from vae_train.data.sources import check_source
-from vae_train.engine.train import choose_device
+from vae_train.engine.device import choose_device
 from vae_train.errors import UsageError
 from vae_train.export.card_sections import write_chapter
 

@@ -30,10 +30,13 @@ from tqdm import tqdm
 
 from vae_train.config import TrainConfig
 from vae_train.data.faces import load_faces
-from vae_train.engine.distributed import ALONE
-from vae_train.engine.loader import Feed
+from vae_train.engine.device import choose_precision, describe_device
+from vae_train.engine.distributed import SINGLE_PROCESS
+from vae_train.engine.loader import Loader
+from vae_train.engine.run_folder import StopRequest
 from vae_train.engine.state import make_state
-from vae_train.engine.train import choose_precision, describe_device, make_step, objective, train_epoch
+from vae_train.engine.step import make_step, objective
+from vae_train.engine.train import train_epoch
 from vae_train.model.losses import kl_per_latent, squared_error
 from vae_train.model.networks import VAE
 
@@ -134,15 +137,15 @@ def resident_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, d
 def engine_loop(config: TrainConfig, pixels: NDArray[np.uint8], folder: str, device: str, seconds: float) -> Row:
     """`train.train_epoch`, as a run calls it, moving average included."""
     place = torch.device(device)
-    feed = Feed(pixels, np.arange(len(pixels)), config, place, ALONE)
+    loader = Loader(pixels, np.arange(len(pixels)), config, place, SINGLE_PROCESS)
     state = make_state(config, place)
-    step = make_step(state, config, feed)
-    images = feed.batches * config.batch_size
+    step = make_step(state, config, loader)
+    images = loader.batches * config.batch_size
 
     def epoch() -> int:
-        train_epoch(state, config, feed, step, tqdm(disable=True), [])
+        train_epoch(state, config, loader, step, tqdm(disable=True), StopRequest())
         state.epoch, state.batch = 0, 0
-        state.tally.zero_()
+        state.sums.zero_()
         return images
 
     return _timed("vae_train", epoch, config, device, seconds)

@@ -181,19 +181,21 @@ def train_command(arguments: Sequence[str]) -> int:
     if tensorboard and find_spec("tensorboard") is None:
         raise UsageError(f"--tensorboard: its package is not installed; {install_command('tensorboard')}")
 
-    from vae_train.engine.distributed import World
-    from vae_train.engine.train import Interrupted, choose_device, train
+    from vae_train.engine.device import choose_device
+    from vae_train.engine.distributed import DistributedContext
+    from vae_train.engine.run_folder import Interrupted
+    from vae_train.engine.train import train
 
-    world = World.from_environment()
-    device = choose_device(device_name, world)
+    context = DistributedContext.from_environment()
+    device = choose_device(device_name, context)
     try:
-        faces = train(config, folder, device, resume, tensorboard, world)
+        faces = train(config, folder, device, resume, tensorboard, context)
     except Interrupted as stop:
         again = f"python -m vae_train --out {folder} --resume"
-        if world.leads:
+        if context.is_main:
             print(f"{stop}; a checkpoint is saved, go on with: {again}", file=sys.stderr)
         return stop.exit_status
-    if not world.leads:
+    if not context.is_main:
         return 0
 
     from vae_train.export.export import export
@@ -275,7 +277,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         raise UsageError(f"--gap: descends through torch; give the run that {given.model} was exported from")
 
     from vae_runtime.config import CARD_FILE
-    from vae_train.engine.train import choose_device
+    from vae_train.engine.device import choose_device
     from vae_train.evaluation.amortization_gap import amortization_gap
     from vae_train.evaluation.evaluate import (
         as_table,

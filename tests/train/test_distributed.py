@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from vae_train.engine.checkpoint import load_latest
-from vae_train.engine.distributed import GlobalBatchNorm2d, World, with_global_statistics
+from vae_train.engine.distributed import DistributedContext, GlobalBatchNorm2d, synchronize_batch_norm
 from vae_train.engine.logger import read_metrics
 from vae_train.engine.state import CHECKPOINTS
 from vae_train.model.networks import VAE
@@ -129,27 +129,27 @@ def test_a_batch_that_cannot_be_shared_is_refused(faces_zip, tmp_path):
     assert "error: --batch-size 51: not a multiple of the 2 processes" in said
 
 
-def test_a_world_of_one_needs_no_connection():
+def test_a_single_process_needs_no_connection():
     value = torch.arange(6.0)
-    world = World()
-    assert world.leads
-    assert torch.equal(world.mean(value), value)
-    assert torch.equal(world.share(value), value)
-    assert world.agree(15) == 15
-    assert [World(rank, 3).share(value).tolist() for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    context = DistributedContext()
+    assert context.is_main
+    assert torch.equal(context.all_reduce_mean(value), value)
+    assert torch.equal(context.shard(value), value)
+    assert context.all_reduce_max(15) == 15
+    assert [DistributedContext(rank, 3).shard(value).tolist() for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_the_environment_of_torchrun_is_read(monkeypatch):
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert World.from_environment() == World(5, 8, 1)
+    assert DistributedContext.from_environment() == DistributedContext(5, 8, 1)
 
 
 def test_global_batch_norm_keeps_names_weights_and_the_answer():
     model = VAE(32, 4).eval()
     image, eps = torch.rand(2, 3, 32, 32), torch.zeros(2, 4)
     before, names = model(image, eps)[0], list(model.state_dict())
-    with_global_statistics(model, torch.device("cpu"))
+    synchronize_batch_norm(model, torch.device("cpu"))
     model.eval()
     kinds = {type(layer) for layer in model.modules()}
     assert GlobalBatchNorm2d in kinds

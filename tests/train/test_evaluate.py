@@ -11,7 +11,8 @@ from blobs import write_faces
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
 from vae_train.data.faces import load_faces
-from vae_train.engine.train import read_metrics, train
+from vae_train.engine.logger import read_metrics
+from vae_train.engine.train import train
 from vae_train.errors import DataError
 from vae_train.evaluation.evaluate import Autoencoder, as_table, evaluate, open_model, pictures_of, restorations
 from vae_train.evaluation.restoration import hidden_quarter, psnrs

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vae_train.config import TrainConfig
-from vae_train.engine import checkpoint
+from vae_train.engine import checkpoint, step
 from vae_train.engine import train as loop
 from vae_train.engine.checkpoint import load_latest
 from vae_train.engine.logger import read_metrics
@@ -38,7 +38,7 @@ def die_at(module: Any, name: str, call: int) -> None:
 def run_and_die(config: TrainConfig, run: Path, place: str | None, call: int) -> None:
     """In a process of its own: go on with the run, and be killed at the `call`-th arrival at `place`."""
     if place == "step":
-        die_at(loop, "train_step", call)
+        die_at(step, "train_step", call)
     elif place == "fsync":
         die_at(checkpoint.os, "fsync", call)
     elif place in ("replace", "unlink"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vae_train.engine import logger as module
-from vae_train.engine.logger import EVENTS, METRICS_FILE, Log, read_metrics
+from vae_train.engine.logger import EVENTS, METRICS_FILE, Logger, read_metrics
 
 
 def record(epoch: int) -> dict[str, float]:
@@ -14,7 +14,7 @@ def record(epoch: int) -> dict[str, float]:
 
 
 def test_a_line_an_epoch(tmp_path):
-    log = Log(tmp_path, [], tensorboard=False)
+    log = Logger(tmp_path, [], tensorboard=False)
     for epoch in (1, 2, 3):
         log.add(record(epoch))
         assert read_metrics(tmp_path) == [record(n) for n in range(1, epoch + 1)]
@@ -25,7 +25,7 @@ def test_a_line_an_epoch(tmp_path):
 def test_a_resumed_log_keeps_what_it_is_given(tmp_path):
     (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record(n)) + "\n" for n in (1, 2, 3)) + '{"epo')
     assert len(read_metrics(tmp_path)) == 3
-    log = Log(tmp_path, [record(1)], tensorboard=False)
+    log = Logger(tmp_path, [record(1)], tensorboard=False)
     assert read_metrics(tmp_path) == [record(1)]
     log.add(record(2))
     assert read_metrics(tmp_path) == [record(1), record(2)]
@@ -36,7 +36,7 @@ def test_a_disk_that_refuses_the_log_does_not_stop_the_run(tmp_path, monkeypatch
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    log = Log(tmp_path, [], tensorboard=False)
+    log = Logger(tmp_path, [], tensorboard=False)
     if failing == "open":
         log.add(record(1))
     with monkeypatch.context() as patch:
@@ -51,11 +51,11 @@ def test_a_disk_that_refuses_the_log_does_not_stop_the_run(tmp_path, monkeypatch
 
 def test_tensorboard_shows_the_same_figures(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = Log(tmp_path, [], tensorboard=True)
+    log = Logger(tmp_path, [], tensorboard=True)
     log.add(record(1))
     log.add(record(2))
     log.close()
-    resumed = Log(tmp_path, [record(1)], tensorboard=True)  # epoch 2 was not kept, and is run again
+    resumed = Logger(tmp_path, [record(1)], tensorboard=True)  # epoch 2 was not kept, and is run again
     resumed.add(record(2) | {"held_out_psnr": 30.0})
     resumed.close()
     events = accumulator.EventAccumulator(str(tmp_path / EVENTS)).Reload()

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vae_train.config import TrainConfig
 from vae_train.engine.schedule import sharpness_weight
-from vae_train.engine.train import draw_kernels
+from vae_train.engine.step import draw_kernels
 from vae_train.model.losses import PATCH_KERNELS, patch_distance, patch_kernels
 
 CPU = torch.device("cpu")

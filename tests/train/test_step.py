@@ -11,15 +11,16 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from vae_train.config import TrainConfig
-from vae_train.engine import train as loop
+from vae_train.engine import step as loop
 from vae_train.engine.checkpoint import load_latest
-from vae_train.engine.cuda_graph import captured
-from vae_train.engine.distributed import ALONE
+from vae_train.engine.cuda_graph import capture
+from vae_train.engine.distributed import SINGLE_PROCESS
 from vae_train.engine.loader import augment
 from vae_train.engine.logger import read_metrics
 from vae_train.engine.schedule import average_weight
 from vae_train.engine.state import CHECKPOINTS, State, make_state
-from vae_train.engine.train import MAX_SKIPPED, check, dials, draw_kernels, train, train_step
+from vae_train.engine.step import Batch, draw_kernels, schedule_values, train_step
+from vae_train.engine.train import MAX_SKIPPED, running_loss, train
 from vae_train.errors import TrainingError
 from vae_train.model import losses
 
@@ -45,10 +46,10 @@ def draw(step: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, torch.T
 
 
 def take(state: State, config: TrainConfig, steps: int, first: int = 0) -> None:
-    table = dials(config, 0, 6)
+    table = schedule_values(config, 0, 6)
     state.model.train()
     for step in range(first, first + steps):
-        train_step(state, state.model, config, ALONE, *draw(step, config), table[step])
+        train_step(state, state.model, config, SINGLE_PROCESS, Batch(*draw(step, config), table[step]))
 
 
 def snapshot(state: State) -> dict[str, torch.Tensor]:
@@ -71,7 +72,7 @@ def test_steps_are_those_of_a_plain_loop(settings):
     model = copy.deepcopy(state.model).train()
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=False, foreach=False)
-    table, squared_errors = dials(config, 0, 6), 0.0
+    table, squared_errors = schedule_values(config, 0, 6), 0.0
     for step in range(4):
         pixels, views, eps, kernels = draw(step, config)
         image = (augment(pixels, views) if config.flip else pixels).float() / 255
@@ -101,22 +102,22 @@ def test_steps_are_those_of_a_plain_loop(settings):
     # Of all the way that the weights went: Adam makes steps of its size out of the rounding of gradients near 0.
     for ours, theirs in ((state.model, model), (state.average, average)):
         assert (flat(ours) - flat(theirs)).norm() < 0.02 * (flat(theirs) - start).norm()
-    assert state.tally[0].item() == pytest.approx(squared_errors, rel=1e-4)
-    assert state.tally[2:].tolist() == [32, 0, 0]
+    assert state.sums[0].item() == pytest.approx(squared_errors, rel=1e-4)
+    assert state.sums[2:].tolist() == [32, 0, 0]
 
 
 def test_a_step_that_is_no_number_changes_nothing():
     state = make_state(CONFIG, CPU)
     take(state, CONFIG, 2)
-    before, tally = snapshot(state), state.tally.clone()
+    before, sums = snapshot(state), state.sums.clone()
     pixels, views, eps, kernels = draw(2)
     spoiled = pixels, views, eps * float("nan"), kernels
-    train_step(state, state.model, CONFIG, ALONE, *spoiled, dials(CONFIG, 0, 6)[2])
+    train_step(state, state.model, CONFIG, SINGLE_PROCESS, Batch(*spoiled, schedule_values(CONFIG, 0, 6)[2]))
     after = snapshot(state)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert state.tally.tolist() == [*tally[:3].tolist(), 1, 2]
+    assert state.sums.tolist() == [*sums[:3].tolist(), 1, 2]
     take(state, CONFIG, 1, first=3)
-    assert state.tally[2:].tolist() == [24, 1, 2]
+    assert state.sums[2:].tolist() == [24, 1, 2]
     assert all(value.isfinite().all() for value in snapshot(state).values())
 
 
@@ -125,19 +126,19 @@ def test_a_gradient_that_is_no_number_is_skipped_too():
     state.model.encoder.mu.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = snapshot(state)["model.decoder.layers.0.weight"]
     take(state, CONFIG, 1)
-    assert state.tally[3] == 1
+    assert state.sums[3] == 1
     assert torch.equal(before, snapshot(state)["model.decoder.layers.0.weight"])
 
 
 def test_too_many_skipped_steps_stop_the_run():
     state = make_state(CONFIG, CPU)
-    state.tally.copy_(torch.tensor([800.0, 8.0, 8.0, MAX_SKIPPED, 11.0]))
-    assert check(state, CONFIG, 3072) == pytest.approx(101)
-    state.tally.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]))  # a look right after a first step that was skipped
-    assert check(state, CONFIG, 3072) == 0
-    state.tally.copy_(torch.tensor([800.0, 8.0, 8.0, MAX_SKIPPED + 1, 11.0]))
-    with pytest.raises(TrainingError, match=r"epoch 1: .* in 11 steps, the last one at batch 12;"):
-        check(state, CONFIG, 3072)
+    state.sums.copy_(torch.tensor([800.0, 8.0, 8.0, MAX_SKIPPED, 11.0]))
+    assert running_loss(state, CONFIG, 3072) == pytest.approx(101)
+    state.sums.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]))  # a look right after a first step that was skipped
+    assert running_loss(state, CONFIG, 3072) == 0
+    state.sums.copy_(torch.tensor([800.0, 8.0, 8.0, MAX_SKIPPED + 1, 11.0]))
+    with pytest.raises(TrainingError, match=r"epoch 1: .* 11 steps, .* batch 12;"):
+        running_loss(state, CONFIG, 3072)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -145,8 +146,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     real, seen = loop.train_step, iter(range(10**6))
 
     def step(*arguments: object) -> None:
-        *first, eps, kernels, table = arguments
-        real(*first, eps * float("nan") if next(seen) in steps else eps, kernels, table)
+        *first, batch = arguments
+        real(*first, batch._replace(eps=batch.eps * float("nan")) if next(seen) in steps else batch)
 
     monkeypatch.setattr(loop, "train_step", step)
 
@@ -165,7 +166,7 @@ def test_a_few_bad_steps_are_skipped_and_logged(faces_zip, tmp_path, monkeypatch
 def test_the_run_stops_and_names_epoch_and_batch(faces_zip, tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, data=str(faces_zip), batch_size=50, epochs=3)
     poison(monkeypatch, set(range(4, 999)))
-    with pytest.raises(TrainingError, match=r"epoch 2: .* in 4 steps, the last one at batch 4; .*--learning-rate"):
+    with pytest.raises(TrainingError, match=r"epoch 2: .* 4 steps, .* batch 4; .*--learning-rate"):
         train(config, tmp_path / "run", CPU)
     assert len(list((tmp_path / "run" / CHECKPOINTS).glob("*.json"))) == 1
 
@@ -176,9 +177,7 @@ def test_the_memory_is_not_enough(faces_zip, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", exhausted)
     config = dataclasses.replace(CONFIG, data=str(faces_zip), batch_size=50)
-    expected = (
-        r"epoch 1, batch 1: out of memory; .* 50 pictures of 32x32 asked for 2.50 GiB where .* try --batch-size 25"
-    )
+    expected = r"out of memory: .* 50 pictures of 32x32 asked for 2.50 GiB where .* try --batch-size 25"
     with pytest.raises(TrainingError, match=expected):
         train(config, tmp_path / "run", CPU)
 
@@ -196,8 +195,8 @@ def test_without_a_gpu_there_is_no_graph_and_a_warning_says_so(capsys):
         pytest.skip("a GPU is here")
     state = make_state(CONFIG, CPU)
     before = snapshot(state)
-    step = partial(train_step, state, state.model, CONFIG, ALONE)
-    assert captured(step, *draw(0), torch.zeros(4)) is step
+    step = partial(train_step, state, state.model, CONFIG, SINGLE_PROCESS)
+    assert capture(step, Batch(*draw(0), torch.zeros(4))) is step
     assert "no CUDA graph of the step" in capsys.readouterr().err
     assert before.keys() <= snapshot(state).keys()
 
@@ -211,7 +210,7 @@ def test_bfloat16_costs_no_loss(preset):
         state = make_state(config, CPU)
         take(state, dataclasses.replace(config, precision=precision), 1)
         gradients = [parameter.grad.flatten() for parameter in state.model.parameters()]
-        found[precision] = (state.tally[:2].sum().item(), torch.cat(gradients))
+        found[precision] = (state.sums[:2].sum().item(), torch.cat(gradients))
     (exact, gradient), (rough, other) = found["float32"], found["bfloat16"]
     assert rough == pytest.approx(exact, rel=0.005)
     assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > 0.97

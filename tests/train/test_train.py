@@ -15,12 +15,14 @@ import torch
 from blobs import write_faces
 
 from vae_train.config import TrainConfig
-from vae_train.engine import checkpoint
-from vae_train.engine import loader as feed
-from vae_train.engine import train as loop
+from vae_train.engine import checkpoint, loader
+from vae_train.engine import step as loop
+from vae_train.engine.device import choose_precision
+from vae_train.engine.held_out import evaluate_held_out
 from vae_train.engine.logger import read_metrics
+from vae_train.engine.run_folder import SKIPPED_FILE, Interrupted
 from vae_train.engine.state import CHECKPOINTS, load_weights, make_state
-from vae_train.engine.train import SKIPPED_FILE, Interrupted, choose_precision, evaluate_held_out, train
+from vae_train.engine.train import train
 from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
 
 CPU = torch.device("cpu")
@@ -120,7 +122,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(finished, config, tmp_path, monkey
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_so_is_one_with_every_setting_and_from_another_feed(config, tmp_path, monkeypatch, streamed):
+def test_so_is_one_with_every_setting_and_another_loader(config, tmp_path, monkeypatch, streamed):
     """Cut where the data lay in memory, it goes on from the stream, and the other way round."""
     everything = {
         "likelihood": "gaussian",
@@ -135,12 +137,12 @@ def test_so_is_one_with_every_setting_and_from_another_feed(config, tmp_path, mo
     train(config, whole, CPU)
     with monkeypatch.context() as patch:
         if streamed:
-            patch.setattr(feed, "free_memory", lambda device: 0.0)
+            patch.setattr(loader, "free_memory", lambda device: 0.0)
         stop_after(patch, 6)
         with pytest.raises(Interrupted):
             train(config, cut, CPU)
     if not streamed:
-        monkeypatch.setattr(feed, "free_memory", lambda device: 0.0)
+        monkeypatch.setattr(loader, "free_memory", lambda device: 0.0)
     train(config, cut, CPU, resume=True)
     assert_same_run(whole, cut)
 
@@ -168,7 +170,7 @@ def test_other_pictures_are_refused_at_resume(config, tmp_path):
     config = dataclasses.replace(config, data=str(data), epochs=1)
     train(config, run, CPU)
     write_faces(data, 121)
-    with pytest.raises(DataError, match="not the ones"):
+    with pytest.raises(DataError, match="--resume: a.zip"):
         train(config, run, CPU, resume=True)
 
 

@@ -172,7 +172,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk; some file systems (CIFS, DrvFs, FUSE) refuse, which is said once and harms nothing."""
+    """Flush a folder to the disk; where the file system refuses (CIFS, DrvFs, FUSE), warn once and go on."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -82,7 +82,7 @@ def process_group(context: DistributedContext) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # torchrun keeps one store over its restarts, with the addresses of processes that are gone: a prefix for each start.
+    # torchrun keeps one store over its restarts, with the addresses of processes that are gone: a prefix a start.
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     prefixed = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=prefixed, rank=rank, world_size=size, timeout=TIMEOUT)

@@ -29,8 +29,8 @@ _CHUNK = 4096
 def augment(pixels: Tensor, views: Tensor) -> Tensor:
     """(n, 3, S, S), (n, 3) int64 -> (n, 3, S, S): pictures as they are seen in this epoch.
 
-    views: whether each is mirrored (0 or 1), and by how many pixels it then moves down and to the right. Edge pixels are
-    repeated.
+    views: whether each is mirrored (0 or 1), and by how many pixels it then moves down and to the right. What comes in
+    repeats the edge.
     """
     side = pixels.shape[-1]
     places = torch.arange(side, device=pixels.device)
@@ -124,5 +124,3 @@ def _streamed(source: Tensor, batches: list[Tensor], device: torch.device) -> It
             if number + 1 < len(batches):
                 prefetched.append(reader.submit(fetch, number + 1))
             yield batch
-
-

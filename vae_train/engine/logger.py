@@ -62,7 +62,10 @@ class Logger:
             yield
         except OSError as error:
             if not self._warned:
-                print(f"warning: {self.path.parent}: the metrics cannot be written ({error}); training goes on", file=sys.stderr)
+                print(
+                    f"warning: {self.path.parent}: the metrics cannot be written ({error}); training goes on",
+                    file=sys.stderr,
+                )
             self._warned = True
 
 

@@ -46,9 +46,7 @@ class State:
     """Time that this epoch's batches took so far."""
 
 
-def make_state(
-    config: TrainConfig, device: torch.device, context: DistributedContext = SINGLE_PROCESS
-) -> State:
+def make_state(config: TrainConfig, device: torch.device, context: DistributedContext = SINGLE_PROCESS) -> State:
     """A model with its first weights, decided by the seed, its average and its optimizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

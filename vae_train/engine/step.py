@@ -137,8 +137,8 @@ def draw_kernels(config: TrainConfig, step: int, device: torch.device, sharpen: 
 
 
 def schedule_values(config: TrainConfig, epoch: int, batches: int) -> Tensor:
-    """(batches, 4): the learning rate, the weight of the KL divergence, the share of the newest weights in their average
-    and the weight of the patch distance, at each step of an epoch."""
+    """(batches, 4): the learning rate, the weight of the KL divergence, the share of the newest weights in the average,
+    and the weight of the patch distance at each step of an epoch."""
     steps = range(epoch * batches, (epoch + 1) * batches)
     return torch.tensor(
         [

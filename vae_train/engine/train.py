@@ -235,8 +235,8 @@ def describe_data(faces: Faces, held_out: NDArray[np.bool_], saved: Checkpoint |
     noted: dict[str, Any] = saved.state["data"]
     if not faces.matches(noted["sha256"]) or noted["count"] != data["count"]:
         raise DataError(
-            f"--resume: {faces.name} has not the pictures that {run} was trained on ({noted['name']}, "
-            f"{noted['count']} to train on); --data says where they are now"
+            f"--resume: {faces.name} holds other pictures than {run} was trained on ({noted['name']}, {noted['count']} "
+            "of them); give the original ones with --data"
         )
     return noted
 

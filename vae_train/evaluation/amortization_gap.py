@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_train.engine.loader import to_unit
 from vae_train.engine.runs import load_run
 from vae_train.export.fit_latents import encode
 from vae_train.model.losses import kl_divergence, negative_elbo, optimal_variance, reconstruction_nats, squared_error
 from vae_train.model.networks import reparameterize
+from vae_train.model.tensors import to_unit
 
 STEPS = 200
 LEARNING_RATE = 0.05

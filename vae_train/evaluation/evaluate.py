@@ -22,7 +22,6 @@ from vae_runtime.config import ENCODER_FILE, PRIOR_FILE
 from vae_runtime.prior import Prior
 from vae_train.config import TrainConfig
 from vae_train.data.faces import Faces, load_faces
-from vae_train.engine.loader import to_unit
 from vae_train.engine.runs import find_run, load_run
 from vae_train.errors import DataError
 from vae_train.evaluation.restoration import NOISE, draw, psnrs, restore
@@ -36,6 +35,7 @@ from vae_train.model.losses import (
 )
 from vae_train.model.metrics import active_units, importance_bound, psnr, sliced_wasserstein, ssim
 from vae_train.model.networks import reparameterize
+from vae_train.model.tensors import to_unit
 
 Floats: TypeAlias = NDArray[np.float32]
 

@@ -25,10 +25,10 @@ from vae_runtime.latent_analysis import attribute_direction, pca_directions
 from vae_runtime.prior import Prior
 from vae_train.data.faces import Faces
 from vae_train.data.labels import Labels
-from vae_train.engine.loader import to_unit
 from vae_train.export.fit_flow import fit_flow
 from vae_train.model.metrics import sliced_wasserstein
 from vae_train.model.networks import VAE
+from vae_train.model.tensors import to_unit
 
 COMPONENTS = (1, 2, 4, 8, 16)
 """Numbers of Gaussians, each with a covariance of its own, that are tried, until one is worse than those before."""

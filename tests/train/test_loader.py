@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from vae_train.config import TrainConfig
+from vae_train.engine import device
 from vae_train.engine import loader as module
-from vae_train.engine.distributed import ALONE, World
-from vae_train.engine.loader import Feed, augment, free_memory, to_unit
+from vae_train.engine.device import free_memory
+from vae_train.engine.distributed import SINGLE_PROCESS, DistributedContext
+from vae_train.engine.loader import Loader, augment
+from vae_train.model.tensors import to_unit
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=8, flip=True)
@@ -25,8 +28,8 @@ def chosen():
     return np.flatnonzero(np.arange(70) % 7)  # 60: seven batches, four left over
 
 
-def batches(feed: Feed, epoch: int, first: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(pixels.clone(), views.clone()) for pixels, views in feed.epoch(epoch, first)]
+def batches(loader: Loader, epoch: int, first: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(pixels.clone(), views.clone()) for pixels, views in loader.epoch(epoch, first)]
 
 
 def assert_equal(one: list, other: list) -> None:
@@ -41,37 +44,37 @@ def numbers(pixels: np.ndarray, batch: torch.Tensor) -> list[int]:
 
 
 def test_an_epoch_holds_each_chosen_picture_at_most_once(pixels, chosen):
-    feed = Feed(pixels, chosen, CONFIG, CPU, ALONE)
-    seen = [n for batch, _ in batches(feed, 0) for n in numbers(pixels, batch)]
-    assert feed.batches == 7
+    loader = Loader(pixels, chosen, CONFIG, CPU, SINGLE_PROCESS)
+    seen = [n for batch, _ in batches(loader, 0) for n in numbers(pixels, batch)]
+    assert loader.batches == 7
     assert len(seen) == len(set(seen)) == 56
     assert set(seen) <= set(chosen.tolist())
 
 
 def test_order_and_mirroring_depend_on_seed_and_epoch_alone(pixels, chosen):
-    feed = Feed(pixels, chosen, CONFIG, CPU, ALONE)
-    whole = batches(feed, 3)
-    assert_equal(whole, batches(feed, 3))
-    assert_equal(whole[4:], batches(feed, 3, first=4))
-    assert not torch.equal(whole[0][0], batches(feed, 4)[0][0])
-    other = Feed(pixels, chosen, dataclasses.replace(CONFIG, seed=1), CPU, ALONE)
+    loader = Loader(pixels, chosen, CONFIG, CPU, SINGLE_PROCESS)
+    whole = batches(loader, 3)
+    assert_equal(whole, batches(loader, 3))
+    assert_equal(whole[4:], batches(loader, 3, first=4))
+    assert not torch.equal(whole[0][0], batches(loader, 4)[0][0])
+    other = Loader(pixels, chosen, dataclasses.replace(CONFIG, seed=1), CPU, SINGLE_PROCESS)
     assert not torch.equal(whole[0][0], batches(other, 3)[0][0])
     views = torch.cat([views for _, views in whole])
     assert 0.2 < views[:, 0].float().mean() < 0.8
     assert not views[:, 1:].any()
-    plain = Feed(pixels, chosen, dataclasses.replace(CONFIG, flip=False), CPU, ALONE)
+    plain = Loader(pixels, chosen, dataclasses.replace(CONFIG, flip=False), CPU, SINGLE_PROCESS)
     assert not any(views.any() for _, views in batches(plain, 3))
-    moving = Feed(pixels, chosen, dataclasses.replace(CONFIG, shift=2), CPU, ALONE)
+    moving = Loader(pixels, chosen, dataclasses.replace(CONFIG, shift=2), CPU, SINGLE_PROCESS)
     moved = torch.cat([views for _, views in batches(moving, 3)])
     assert torch.equal(moved[:, 0], views[:, 0])
     assert sorted(moved[:, 1:].unique().tolist()) == [-2, -1, 0, 1, 2]
 
 
 def test_a_set_that_is_too_large_is_streamed_with_the_same_batches(pixels, chosen, monkeypatch):
-    resident = Feed(pixels, chosen, CONFIG, CPU, ALONE)
+    resident = Loader(pixels, chosen, CONFIG, CPU, SINGLE_PROCESS)
     assert "in memory" in resident.report
     monkeypatch.setattr(module, "free_memory", lambda device: 2 * 60 * 3072 - 1.0)
-    streamed = Feed(pixels, chosen, CONFIG, CPU, ALONE)
+    streamed = Loader(pixels, chosen, CONFIG, CPU, SINGLE_PROCESS)
     assert streamed.resident is None
     assert "streaming from the cache" in streamed.report
     assert_equal(batches(resident, 2), batches(streamed, 2))
@@ -81,14 +84,14 @@ def test_a_set_that_is_too_large_is_streamed_with_the_same_batches(pixels, chose
 
 def test_a_stream_may_be_left_early(pixels, chosen, monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda device: 0.0)
-    feed = Feed(pixels, chosen, CONFIG, CPU, ALONE)
-    for _ in feed.epoch(0, 0):
+    loader = Loader(pixels, chosen, CONFIG, CPU, SINGLE_PROCESS)
+    for _ in loader.epoch(0, 0):
         break
 
 
 def test_the_shares_of_many_processes_are_the_batch_of_one(pixels, chosen):
-    whole = batches(Feed(pixels, chosen, CONFIG, CPU, ALONE), 1)
-    shares = [batches(Feed(pixels, chosen, CONFIG, CPU, World(rank, 4)), 1) for rank in range(4)]
+    whole = batches(Loader(pixels, chosen, CONFIG, CPU, SINGLE_PROCESS), 1)
+    shares = [batches(Loader(pixels, chosen, CONFIG, CPU, DistributedContext(rank, 4)), 1) for rank in range(4)]
     for number, (batch, views) in enumerate(whole):
         assert torch.equal(batch, torch.cat([share[number][0] for share in shares]))
         assert torch.equal(views, torch.cat([share[number][1] for share in shares]))
@@ -106,7 +109,7 @@ def test_views_mirror_and_move_with_repeated_edges(pixels):
 
 
 def test_the_free_memory_is_that_of_the_control_group_if_it_is_smaller(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device, "_CGROUP", tmp_path)
     machine = free_memory(CPU)
     assert machine > 1e6
     (tmp_path / "memory.max").write_text("5000000\n")
