@@ -170,7 +170,7 @@ def test_other_pictures_are_refused_at_resume(config, tmp_path):
     config = dataclasses.replace(config, data=str(data), epochs=1)
     train(config, run, CPU)
     write_faces(data, 121)
-    with pytest.raises(DataError, match="--resume: a.zip"):
+    with pytest.raises(DataError, match=r"--resume: a\.zip"):
         train(config, run, CPU, resume=True)
 
 
