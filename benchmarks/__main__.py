@@ -31,7 +31,7 @@ from vae_train.config import PRESETS, TrainConfig, make_config
 from vae_train.data.sources import check_source
 from vae_train.engine.device import choose_device
 from vae_train.errors import UsageError
-from vae_train.export.card_sections import write_chapter
+from vae_train.export.model_card import write_section
 
 _MODEL = "a folder or hf:owner/name; default: the bundled model"
 _GROUP = "instruments"
@@ -86,7 +86,7 @@ def run_parity(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if arguments.card:
         conditions = f"{platform.system()} {platform.machine()}, {threads} cores"
-        print(write_chapter(folder, "python -m benchmarks parity", parity.card_section(rows, conditions)))
+        print(write_section(folder, "python -m benchmarks parity", parity.card_section(rows, conditions)))
     return EXIT_FAILURE if parity.failures(rows) else 0
 
 

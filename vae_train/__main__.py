@@ -215,10 +215,11 @@ def export_command(arguments: Sequence[str]) -> int:
         raise UsageError(f"{given.run}: no such run or checkpoint")
 
     from vae_train.engine.runs import find_run
-    from vae_train.export.export import check_target, export, source_of
+    from vae_train.export.export import export, source_of
+    from vae_train.export.publish import check_target
 
     out = given.out or find_run(given.run) / EXPORTED
-    check_target(out.absolute())
+    check_target(out)
     config = export(given.run, out, given.name, source_of(given.run, given.data), given.variants)
     print(f"{config.name}, id {config.model_id}: {out}")
     return 0
@@ -281,7 +282,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     from vae_train.evaluation.amortization_gap import amortization_gap
     from vae_train.evaluation.evaluate import (
         as_table,
-        card_chapter,
+        card_section,
         check_model,
         evaluate,
         open_model,
@@ -289,7 +290,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         restorations,
         save_json,
     )
-    from vae_train.export.card_sections import write_chapter
+    from vae_train.export.model_card import write_section
 
     check_model(given.model)
     if given.card and not (given.model / CARD_FILE).is_file():
@@ -305,7 +306,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     if given.json:
         save_json({"model": model.name, "data": faces.name, "which": which, **figures}, given.json)
     if given.card:
-        write_chapter(given.model, "python -m vae_train evaluate", card_chapter(figures, faces.name, which))
+        write_section(given.model, "python -m vae_train evaluate", card_section(figures, faces.name, which))
     return 0
 
 

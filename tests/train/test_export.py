@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,7 +23,8 @@ from vae_train.errors import CheckpointError, ExportError, UsageError
 from vae_train.export import decoder_gradient as inverse
 from vae_train.export import export as exporting
 from vae_train.export import model_card as card
-from vae_train.export.export import check_parity, export
+from vae_train.export.agreement import check_parity
+from vae_train.export.export import export
 from vae_train.model import networks as model
 
 FILES = {
@@ -150,14 +153,14 @@ def test_a_failure_in_the_middle_leaves_the_old_export(run, exported, tmp_path, 
     out = tmp_path / "model"
     shutil.copytree(exported, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    rename = exporting.Path.rename
+    rename = Path.rename
 
     def fail(path, target):
         if path.name == "export":
             raise OSError(28, "No space left on device")
         return rename(path, target)
 
-    monkeypatch.setattr(exporting.Path, "rename", fail)
+    monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(ExportError, match="No space left"):
         export(run, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -169,6 +172,35 @@ def test_the_parity_gate_sees_a_difference(exported, torch_model):
     with torch.no_grad():
         torch_model.encoder.mu.bias += 1e-4
     with pytest.raises(ExportError, match="mu at batch 1"):
+        check_parity(torch_model, exported)
+
+
+def test_parity_is_relative_to_the_size_of_large_codes(exported, torch_model, tmp_path):
+    """Codes of 1e4 that differ by 1e-4 are rounding, not a fault."""
+    folder = shutil.copytree(exported, tmp_path / "model")
+    graph = onnx.load(folder / "encoder.onnx")
+    bias = next(item for item in graph.graph.initializer if item.name.endswith("mu.bias"))
+    large = onnx.numpy_helper.to_array(bias) + np.float32(1e4)
+    bias.CopyFrom(onnx.numpy_helper.from_array(large, bias.name))
+    data = graph.SerializeToString(deterministic=True)
+    (folder / "encoder.onnx").write_bytes(data)
+    config = ModelConfig.load(folder)
+    files = {**config.files, "encoder.onnx": hashlib.sha256(data).hexdigest()}
+    dataclasses.replace(config, files=files).save(folder)
+    with torch.no_grad():
+        torch_model.encoder.mu.bias += 1e4 + 1e-3
+    assert check_parity(torch_model, folder) <= 1e-5
+    with torch.no_grad():
+        torch_model.encoder.mu.bias += 1.0
+    with pytest.raises(ExportError, match="mu at batch 1"):
+        check_parity(torch_model, folder)
+
+
+@pytest.mark.parametrize("part", ["encoder.mu", "decoder.layers.0"])
+def test_a_diverged_run_is_not_published_and_named(exported, torch_model, part):
+    with torch.no_grad():
+        torch_model.get_submodule(part).bias.fill_(torch.nan)
+    with pytest.raises(ExportError, match="diverged"):
         check_parity(torch_model, exported)
 
 

@@ -10,7 +10,7 @@ from vae_train.data.faces import load_faces
 from vae_train.export import fit_flow as flow
 from vae_train.export import fit_latents as posterior
 from vae_train.export.fit_flow import fit_flow
-from vae_train.export.fit_latents import learn, nearest
+from vae_train.export.fit_latents import closest_prior, fit_latents
 from vae_train.model.networks import VAE
 
 
@@ -79,8 +79,8 @@ def test_the_nearest_prior_is_the_one_that_the_pictures_came_from(rng):
     torch.nn.init.normal_(network.decoder.layers[0].weight, 0, 1.0, torch.Generator().manual_seed(0))
     right, wrong = (posterior.Prior([1.0], np.zeros((1, 4)), np.eye(4)[None] * scale) for scale in (1.0, 0.05))
     pixels = posterior.decode(network, right.sample(150, rng=9)).numpy()
-    assert nearest(network, [wrong, right], pixels) is right
-    assert nearest(network, [right, wrong], pixels) is right
+    assert closest_prior(network, [wrong, right], pixels) is right
+    assert closest_prior(network, [right, wrong], pixels) is right
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -95,12 +95,12 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
         seen.append(mu)
         return posterior.Prior([1.0], mu.mean(0, keepdims=True), np.eye(4)[None] * 0.1)
 
-    assert "flow" not in learn(network, faces, mirrored)[2]  # too few pictures for one
+    assert "flow" not in fit_latents(network, faces, mirrored)[2]  # too few pictures for one
     monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
     monkeypatch.setattr(posterior, "fit_flow", fake)
     for place in (0, -1):
-        monkeypatch.setattr(posterior, "nearest", lambda network, priors, pixels, place=place: priors[place])
-        prior, _, scores = learn(network, faces, mirrored)
+        monkeypatch.setattr(posterior, "closest_prior", lambda network, priors, pixels, place=place: priors[place])
+        prior, _, scores = fit_latents(network, faces, mirrored)
         assert "flow" in scores
         assert (prior.scales is not None and prior.scales[0, 0, 0] == np.float32(0.1)) == (place == -1)
     codes = posterior.encode(network, pixels).mu
@@ -112,4 +112,4 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
 
 def test_a_code_of_one_number_has_no_flow(faces_zip, monkeypatch):
     monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
-    assert "flow" not in learn(VAE(32, 1).eval(), load_faces(str(faces_zip), 32))[2]
+    assert "flow" not in fit_latents(VAE(32, 1).eval(), load_faces(str(faces_zip), 32))[2]

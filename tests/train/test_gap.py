@@ -10,7 +10,7 @@ import torch
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
 from vae_train.engine.train import train
-from vae_train.evaluation.amortization_gap import amortization_gap, refine
+from vae_train.evaluation.amortization_gap import amortization_gap, fit_posteriors
 from vae_train.model.losses import kl_divergence
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_a_linear_decoder_has_its_best_code_in_closed_form(beta):
         return (error / (2 * variance) + beta * kl_divergence(mu.double(), logvar.double())).mean().item()
 
     zeros = torch.zeros(5, 6)
-    mu, logvar = refine(decoder, image.float(), zeros, zeros, variance, beta, generator, steps=1000)
+    mu, logvar = fit_posteriors(decoder, image.float(), zeros, zeros, variance, beta, generator, steps=1000)
     np.testing.assert_allclose(mu, best_mu, atol=0.06)
     np.testing.assert_allclose(logvar, best_logvar.expand(5, 6), atol=0.5)
     least = loss(best_mu, best_logvar.expand(5, 6))

@@ -247,6 +247,6 @@ def onnx_run(model, x):
 
 def test_the_chapter_of_the_card():
     cost = Cost("fp16", size=1, share=0.5, psnr=20, loss=-0.00001, agreement=60, speed={"encode 1": 1.0})
-    text = variants.chapter([cost], 7)
+    text = variants.card_section([cost], 7)
     assert "On 7\nheld-out pictures" in text
     assert "| fp16 | 0.00 | 50% | 20.00 | 0.0000 | 60.0 | 1.00 |" in text

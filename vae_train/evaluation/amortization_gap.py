@@ -1,9 +1,10 @@
-"""How much of the bound the encoder leaves lying: the best mu and logvar of each picture, for the decoder as it is."""
+"""What amortized inference costs: the bound of the encoder against that of the best mu and logvar for each picture."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_train.engine.runs import load_run
+from vae_train.evaluation.bound import mean_drawn_error
 from vae_train.export.fit_latents import encode
 from vae_train.model.losses import kl_divergence, negative_elbo, optimal_variance, reconstruction_nats, squared_error
 from vae_train.model.networks import reparameterize
@@ -19,20 +21,20 @@ from vae_train.model.tensors import to_unit
 
 STEPS = 200
 LEARNING_RATE = 0.05
-"""Of Adam at the first step; it falls to 0 along a cosine."""
+"""Adam's initial learning rate; it follows a cosine to 0."""
 DRAWS = 16
-"""Codes of each picture in the figures."""
+"""Codes drawn for each picture when a bound is measured."""
 
 _BATCH = 100
 
 
 def amortization_gap(path: Path, pixels: NDArray[np.uint8], device: torch.device) -> dict[str, float]:
-    """What pictures (n, 3, S, S) lose because one encoder serves them all, by the run or checkpoint in `path`.
+    """The amortization gap of the run or checkpoint in `path` on pictures, uint8 (n, 3, S, S).
 
-    amortization_gap: nats per image, the negative ELBO of the encoder's q(z|x) less that of the best diagonal Gaussian
-    which descent finds for each picture. amortization_gap_bits_per_dim: the same. Under the run's likelihood and beta,
-    a gaussian one's variance fitted to each. Cremer, Li, Duvenaud, "Inference suboptimality in variational
-    autoencoders" (2018), section 3.
+    amortization_gap: the negative ELBO of the encoder's q(z|x) minus that of the best diagonal Gaussian that gradient
+    descent finds for each picture, in nats per image; amortization_gap_bits_per_dim: the same in bits. Both use the
+    run's likelihood and beta; the variance of a gaussian likelihood is fitted to each. Cremer, Li, Duvenaud, "Inference
+    suboptimality in variational autoencoders" (2018), section 3.
     """
     config, _, network = load_run(path)
     network.requires_grad_(False).to(device)
@@ -42,23 +44,23 @@ def amortization_gap(path: Path, pixels: NDArray[np.uint8], device: torch.device
     mu, logvar = (torch.from_numpy(each).to(device) for each in (codes.mu, codes.logvar))
 
     def bound(mu: Tensor, logvar: Tensor) -> tuple[float, float]:
-        noise = torch.Generator(device).manual_seed(1)
-        error = _mean_error(network.decoder, images, mu, logvar, noise)
+        noise = partial(_normal, generator=torch.Generator(device).manual_seed(1))
+        error = mean_drawn_error(network.decoder, images, mu, logvar, noise, DRAWS, _BATCH)
         kl = kl_divergence(mu, logvar).mean().item()
         return error, reconstruction_nats(config.likelihood, error, dimensions) + config.beta * kl
 
-    error, encoders = bound(mu, logvar)
+    error, amortized = bound(mu, logvar)
     variance = 0.5 if config.likelihood == "mse" else optimal_variance(torch.tensor(error), dimensions).item()
     found = [
-        refine(network.decoder, *parts, variance, config.beta, generator)
+        fit_posteriors(network.decoder, *parts, variance, config.beta, generator)
         for parts in zip(images.split(_BATCH), mu.split(_BATCH), logvar.split(_BATCH), strict=True)
     ]
     _, best = bound(*(torch.cat(each) for each in zip(*found, strict=True)))
-    gap = encoders - best
+    gap = amortized - best
     return {"amortization_gap": gap, "amortization_gap_bits_per_dim": gap / dimensions / math.log(2)}
 
 
-def refine(
+def fit_posteriors(
     decoder: Callable[[Tensor], Tensor],
     image: Tensor,
     mu: Tensor,
@@ -68,16 +70,16 @@ def refine(
     generator: torch.Generator,
     steps: int = STEPS,
 ) -> tuple[Tensor, Tensor]:
-    """The mu and logvar (n, latent_dim) of the least negative ELBO of each picture (n, 3, S, S), from given ones.
+    """The mu and logvar (n, latent_dim) that minimize the negative ELBO of each picture (n, 3, S, S), from given ones.
 
-    variance: of a pixel around its reconstruction. A fresh z is drawn at each step.
+    variance: of a pixel around its reconstruction. A new z is drawn at each step.
     """
     mu, logvar = mu.clone().requires_grad_(), logvar.clone().requires_grad_()
-    # A short memory: the first steps have gradients far larger than all later ones.
+    # A low beta2: the gradients of the first steps are far larger than all later ones.
     optimizer = torch.optim.Adam([mu, logvar], lr=LEARNING_RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        z = reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator, device=mu.device))
+        z = reparameterize(mu, logvar, _normal(mu, generator))
         error = squared_error(decoder(z), image) / (2 * variance)
         optimizer.zero_grad()
         negative_elbo(error, kl_divergence(mu, logvar), beta).sum().backward()
@@ -86,14 +88,5 @@ def refine(
     return mu.detach(), logvar.detach()
 
 
-@torch.no_grad()
-def _mean_error(
-    decoder: Callable[[Tensor], Tensor], images: Tensor, mu: Tensor, logvar: Tensor, generator: torch.Generator
-) -> float:
-    """The mean squared error over pictures and draws."""
-    errors = []
-    for image, centre, spread in zip(images.split(_BATCH), mu.split(_BATCH), logvar.split(_BATCH), strict=True):
-        for _ in range(DRAWS):
-            eps = torch.randn(centre.shape, generator=generator, device=centre.device)
-            errors.append(squared_error(decoder(reparameterize(centre, spread, eps)), image))
-    return torch.cat(errors).double().mean().item()
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device)

@@ -1,6 +1,6 @@
-"""Figures of a run, through torch, or of an exported model, through vae_runtime, by the same formulas.
+"""Figures of a run (through torch) or of an exported model (through vae_runtime), by the same formulas.
 
-Both are an `Autoencoder`: two functions on float arrays. The noise is drawn here, so both see the same.
+Both are an `Autoencoder`: two functions on float arrays. The noise is drawn here, so it is the same for both.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from tqdm import tqdm
 
 import vae_runtime
 from vae_runtime.config import ENCODER_FILE, PRIOR_FILE
+from vae_runtime.files import write_atomically
 from vae_runtime.prior import Prior
 from vae_train.config import TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine.runs import find_run, load_run
 from vae_train.errors import DataError
+from vae_train.evaluation.bound import mean_drawn_error
 from vae_train.evaluation.restoration import NOISE, draw, psnrs, restore
 from vae_train.model.losses import (
     bits_per_dim,
@@ -42,9 +45,9 @@ Floats: TypeAlias = NDArray[np.float32]
 SAMPLES = 64
 """K of the importance-weighted bound."""
 BOUND_IMAGES = 500
-"""Most pictures that the importance-weighted bound is taken over: each costs `SAMPLES` decodings."""
+"""Largest number of pictures for the importance-weighted bound: each costs `SAMPLES` decodings."""
 COMPARED_IMAGES = 2000
-"""Most pictures that enter a sliced Wasserstein distance."""
+"""Largest number of pictures for a sliced Wasserstein distance."""
 
 _BATCH = 100
 _SEED = 0
@@ -52,7 +55,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """What is measured."""
+    """A model to measure."""
 
     name: str
     image_size: int
@@ -60,13 +63,13 @@ class Autoencoder:
     likelihood: str
     beta: float
     data_sha256: str
-    """Digest of the source that it was trained on."""
+    """Digest of its training data."""
     encode: Callable[[Floats], tuple[Floats, Floats]]
     """(n, 3, S, S) in [0, 1] -> mu, logvar"""
     decode: Callable[[Floats], Floats]
     """z (n, latent_dim) -> (n, 3, S, S) in [0, 1]"""
     prior: Prior | None = None
-    """The fitted one of an export; None for N(0, I)."""
+    """The fitted prior of an export; None for N(0, I)."""
 
 
 def check_model(path: Path) -> None:
@@ -78,7 +81,7 @@ def check_model(path: Path) -> None:
 def open_model(path: Path, device: torch.device) -> Autoencoder:
     """The model in `path`: a run or one of its checkpoints through torch, or an exported folder through vae_runtime."""
     if (path / ENCODER_FILE).is_file():
-        return _played(vae_runtime.VAE.load(path, device=str(device) if device.type == "cuda" else "cpu"))
+        return _exported(vae_runtime.VAE.load(path, device=str(device) if device.type == "cuda" else "cpu"))
     config, saved, network = load_run(path)
     network.to(device)
 
@@ -98,27 +101,27 @@ def open_model(path: Path, device: torch.device) -> Autoencoder:
     )
 
 
-def _played(player: vae_runtime.VAE) -> Autoencoder:
-    config = player.config
+def _exported(vae: vae_runtime.VAE) -> Autoencoder:
+    config = vae.config
 
     def encode(image: Floats) -> tuple[Floats, Floats]:
-        mu, logvar = player.encoder.run(image)
+        mu, logvar = vae.encoder.run(image)
         return mu, logvar
 
     def decode(z: Floats) -> Floats:
-        return player.decoder.run(z)[0]
+        return vae.decoder.run(z)[0]
 
     data = config.training_data.sha256
     about = (config.name, config.image_size, config.latent_dim, config.likelihood, config.beta)
-    return Autoencoder(*about, data, encode, decode, player.prior if PRIOR_FILE in config.files else None)
+    return Autoencoder(*about, data, encode, decode, vae.prior if PRIOR_FILE in config.files else None)
 
 
 def pictures_of(
     model: Autoencoder, source: str, avatars: int = TrainConfig.avatars
 ) -> tuple[Faces, NDArray[np.uint8], str]:
-    """The source, the pictures (n, 3, S, S) to measure on, and a word for which they are. avatars: how many it draws.
+    """A source, its pictures to measure on, uint8 (n, 3, S, S), and which these are: "held out" or "all".
 
-    Of the source that the model was trained on, these are the held-out ones; of any other source, all.
+    Of the model's own training data these are the held-out ones. avatars: how many to draw, for the source `avatars`.
     """
     faces = load_faces(source, model.image_size, avatars)
     if faces.matches(model.data_sha256):
@@ -127,69 +130,96 @@ def pictures_of(
 
 
 def evaluate(model: Autoencoder, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    """The figures of `model` on pictures (n, 3, S, S), n >= 2, as plain numbers.
+    """The figures of `model` on pictures, uint8 (n, 3, S, S), n >= 2, as plain numbers; DataError for fewer.
 
-    negative_elbo, reconstruction, kl: nats per image, of one draw of z, under the model's likelihood; the variance of
-    a gaussian one is fitted on these pictures. importance_bound: the same, K = 64, over `importance_images` pictures,
-    to be compared with negative_elbo at beta = 1. squared_error: its sum. bits_per_dim: see `losses`. psnr
-    (dB) and ssim: of decode(mu), means over the pictures. active_units: latents whose mu varies by more than 0.01
-    (Burda et al. 2016). kl_per_latent: nats. swd_*: sliced Wasserstein distance x 1000, the mean over the pyramid, of
-    samples (z from N(0, I); prior_samples: from the fitted prior, where there is one) and of reconstructions to the
-    pictures, and of one half of the pictures to the other.
+    negative_elbo, reconstruction, kl: nats per image, with one draw of z, under the model's likelihood; the variance of
+    a gaussian likelihood is fitted on these pictures. importance_bound: the same with K = 64 over the first
+    `importance_images` pictures, comparable with negative_elbo at beta = 1. squared_error: summed over an image.
+    bits_per_dim: see `vae_train.model.losses`. psnr (dB) and ssim: of decode(mu), means over the pictures.
+    active_units: latents whose mu varies by more than 0.01 (Burda et al. 2016). kl_per_latent: nats. swd_*: sliced
+    Wasserstein distance x 1000, a mean over the pyramid, between the pictures and samples (from N(0, I);
+    prior_samples: from the fitted prior, if any), reconstructions, and between two halves of the pictures.
     """
     if len(pixels) < 2:
-        raise DataError(f"{len(pixels)} pictures to measure on, at least 2 are needed")
+        raise DataError(f"{len(pixels)} pictures to measure on, expected at least 2")
     rng = np.random.default_rng(_SEED)
-    errors, kls, mus, psnrs, ssims, weighed, rebuilt = [], [], [], [], [], [], []
+    batches, weighted = [], []
     bounded = 0
     for start in tqdm(range(0, len(pixels), _BATCH), desc=f"evaluating {model.name}", unit="batch"):
         image = pixels[start : start + _BATCH].astype(np.float32) / np.float32(255)
-        mu, logvar = (torch.from_numpy(part) for part in model.encode(image))
         target = torch.from_numpy(image)
-        mean_image = torch.from_numpy(model.decode(mu.numpy()))
-        errors.append(squared_error(_draw(model, mu, logvar, rng)[1], target))
-        kls.append(kl_per_latent(mu, logvar))
-        mus.append(mu)
-        psnrs.append(psnr(mean_image, target))
-        ssims.append(ssim(mean_image, target))
-        rebuilt.append(_to_uint8(mean_image))
+        mu, logvar = (torch.from_numpy(part) for part in model.encode(image))
+        batches.append(_reconstruct(model, target, mu, logvar, rng))
         if take := min(len(image), BOUND_IMAGES - bounded):
-            draws = [_draw(model, mu[:take], logvar[:take], rng) for _ in range(SAMPLES)]
-            squared = torch.stack([squared_error(decoded, target[:take]) for _, decoded in draws])
-            weighed.append((squared, torch.stack([z for z, _ in draws]), mu[:take], logvar[:take]))
+            weighted.append(_draw_weighted(model, target[:take], mu[:take], logvar[:take], rng))
             bounded += take
-    per_latent = torch.cat(kls).double().mean(0)
-    error, kl = torch.cat(errors).double().mean(), per_latent.sum().item()
-    reconstruction = reconstruction_nats(model.likelihood, error.item(), pixels[0].size)
-    variance = optimal_variance(error, pixels[0].size)
-    bounds = [
-        importance_bound(
-            squared if model.likelihood == "mse" else gaussian_nll(squared, variance, pixels[0].size), z, mu, logvar
-        )
-        for squared, z, mu, logvar in weighed
-    ]
+    found = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    per_latent = found["kl"].double().mean(0)
+    error, kl = found["error"].double().mean(), per_latent.sum().item()
+    dimensions = pixels[0].size
+    reconstruction = reconstruction_nats(model.likelihood, error.item(), dimensions)
+    variance = optimal_variance(error, dimensions)
+
+    def negative_log_likelihood(squared: Tensor) -> Tensor:
+        return squared if model.likelihood == "mse" else gaussian_nll(squared, variance, dimensions)
+
+    bounds = [importance_bound(negative_log_likelihood(part.error), part.z, part.mu, part.logvar) for part in weighted]
     return {
         "images": len(pixels),
         "negative_elbo": reconstruction + model.beta * kl,
         "reconstruction": reconstruction,
         "kl": kl,
         "squared_error": error.item(),
-        "bits_per_dim": bits_per_dim(error.item(), kl, pixels[0].size),
+        "bits_per_dim": bits_per_dim(error.item(), kl, dimensions),
         "importance_bound": torch.cat(bounds).double().mean().item(),
         "importance_images": bounded,
-        "psnr": torch.cat(psnrs).double().mean().item(),
-        "ssim": torch.cat(ssims).double().mean().item(),
-        "active_units": active_units(torch.cat(mus)),
-        **_distances(model, torch.from_numpy(np.ascontiguousarray(pixels)), torch.cat(rebuilt), rng),
+        "psnr": found["psnr"].double().mean().item(),
+        "ssim": found["ssim"].double().mean().item(),
+        "active_units": active_units(found["mu"]),
+        **_distances(model, torch.from_numpy(np.ascontiguousarray(pixels)), found["pixels"], rng),
         "kl_per_latent": [round(value, 6) for value in per_latent.tolist()],
     }
 
 
-def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = None) -> dict[str, float]:
-    """PSNR in dB of pictures (n, 3, S, S) inverted, inpainted, denoised and upscaled by an export, and of its rivals.
+def _reconstruct(
+    model: Autoencoder, target: Tensor, mu: Tensor, logvar: Tensor, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """What is measured of each picture of a batch, by name, (n, ...) each."""
+    mean_image = torch.from_numpy(model.decode(mu.numpy()))
+    return {
+        "mu": mu,
+        "kl": kl_per_latent(mu, logvar),
+        "error": squared_error(_draw(model, mu, logvar, rng)[1], target),
+        "psnr": psnr(mean_image, target),
+        "ssim": ssim(mean_image, target),
+        "pixels": _to_uint8(mean_image),
+    }
 
-    See `restore`. figure: where to draw them. bits_per_dim of inverted: the bound of N(inverted code, the encoder's
-    variance), and of decode(mu), the encoder's own, both under N(0, I) and with the same noise.
+
+class _Weighted(NamedTuple):
+    """K codes of each picture for the importance-weighted bound."""
+
+    error: Tensor
+    """(K, n)"""
+    z: Tensor
+    """(K, n, latent_dim)"""
+    mu: Tensor
+    logvar: Tensor
+
+
+def _draw_weighted(
+    model: Autoencoder, target: Tensor, mu: Tensor, logvar: Tensor, rng: np.random.Generator
+) -> _Weighted:
+    draws = [_draw(model, mu, logvar, rng) for _ in range(SAMPLES)]
+    errors = torch.stack([squared_error(decoded, target) for _, decoded in draws])
+    return _Weighted(errors, torch.stack([z for z, _ in draws]), mu, logvar)
+
+
+def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = None) -> dict[str, float]:
+    """PSNR in dB of pictures, uint8 (n, 3, S, S), inverted, inpainted, denoised and upscaled by an export.
+
+    See `restore`, which also names the baselines. figure: where to draw them. bits_per_dim of inverted: the bound of
+    N(inverted code, the encoder's variance); of decode(mu): the encoder's own; both under N(0, I), with equal noise.
     """
     originals = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
     with vae_runtime.VAE.load(folder, device="cpu") as vae:
@@ -198,7 +228,7 @@ def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = 
         if figure is not None:
             draw(pictures, figure, f"{vae.config.name}, a quarter hidden, noise {NOISE:g}, drawn by ONNX Runtime")
         codes = {"decode(mu)": mu, "inverted": inverted}
-        bounds = {name: _bits(_played(vae), pixels, code, logvar) for name, code in codes.items()}
+        bounds = {name: _bits(_exported(vae), pixels, code, logvar) for name, code in codes.items()}
     return {
         **{f"psnr of {name}": value for name, value in psnrs(pictures).items()},
         **{f"bits_per_dim of {name}": value for name, value in bounds.items()},
@@ -206,19 +236,25 @@ def restorations(folder: Path, pixels: NDArray[np.uint8], figure: Path | None = 
 
 
 def _bits(model: Autoencoder, pixels: NDArray[np.uint8], mu: Floats, logvar: Floats) -> float:
-    """The bound of N(mu, diag(exp(logvar))) on pictures (n, 3, S, S), in bits per dimension; one draw of z each."""
-    rng, errors = np.random.default_rng(_SEED), []
-    for start in range(0, len(pixels), _BATCH):
-        part = slice(start, start + _BATCH)
-        decoded = _draw(model, torch.from_numpy(mu[part]), torch.from_numpy(logvar[part]), rng)[1]
-        errors.append(squared_error(decoded, to_unit(torch.from_numpy(pixels[part]))))
-    kl = kl_per_latent(torch.from_numpy(mu), torch.from_numpy(logvar)).sum(1)
-    return bits_per_dim(torch.cat(errors).double().mean().item(), kl.double().mean().item(), pixels[0].size)
+    """The bound of N(mu, diag(exp(logvar))) on pictures (n, 3, S, S) in bits per dimension, with one draw of z each."""
+    rng = np.random.default_rng(_SEED)
+    centers, spreads = torch.from_numpy(mu), torch.from_numpy(logvar)
+    images = to_unit(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+    def decode(z: Tensor) -> Tensor:
+        return torch.from_numpy(model.decode(z.numpy()))
+
+    error = mean_drawn_error(decode, images, centers, spreads, partial(_normal, rng=rng), batch=_BATCH)
+    return bits_per_dim(error, kl_per_latent(centers, spreads).sum(1).double().mean().item(), pixels[0].size)
+
+
+def _normal(like: Tensor, rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(like.shape, dtype=np.float32))
 
 
 def _draw(model: Autoencoder, mu: Tensor, logvar: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """z ~ q(z|x), and its picture."""
-    z = reparameterize(mu, logvar, torch.from_numpy(rng.standard_normal(mu.shape, dtype=np.float32)))
+    """z ~ q(z|x), and its image."""
+    z = reparameterize(mu, logvar, _normal(mu, rng))
     return z, torch.from_numpy(model.decode(z.numpy()))
 
 
@@ -260,8 +296,8 @@ def as_table(figures: dict[str, Any], title: str) -> str:
     return "\n".join([title, *lines])
 
 
-def card_chapter(figures: dict[str, Any], source: str, which: str) -> str:
-    """The figures as a chapter of a model card."""
+def card_section(figures: dict[str, Any], source: str, which: str) -> str:
+    """The figures as a section of the model card."""
     rows = [
         ("bits per dimension", "bits_per_dim", "{:.3f}"),
         ("negative ELBO, nats", "negative_elbo", "{:.1f}"),
@@ -288,4 +324,4 @@ Laplacian-pyramid patches (Karras et al. 2018); the bound is over {figures["impo
 
 def save_json(figures: dict[str, Any], path: Path) -> None:
     """Write the figures as JSON."""
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(figures, indent=1) + "\n")

@@ -1,10 +1,11 @@
-"""What inverse.onnx is good for, as figures and as a picture: inversion, inpainting, denoising, super-resolution."""
+"""Inversion, inpainting, denoising and super-resolution with inverse.onnx, measured and drawn."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -13,13 +14,14 @@ from vae_runtime.inversion import fill
 from vae_runtime.model import VAE
 from vae_runtime.prior import Codes
 from vae_train.model.figures import draw_rows
+from vae_train.model.metrics import psnr
 
 NOISE = 0.2
-"""Deviation of the noise, of pixels in [0, 1]."""
+"""Standard deviation of the noise, for pixels in [0, 1]."""
 FACTOR = 8
-"""How many times smaller the small pictures are."""
+"""Factor of super-resolution."""
 SHOWN = 10
-"""Pictures of the figure."""
+"""Number of pictures in the figure."""
 
 
 def hidden_quarter(size: int) -> NDArray[np.bool_]:
@@ -30,10 +32,10 @@ def hidden_quarter(size: int) -> NDArray[np.bool_]:
 
 
 def restore(vae: VAE, originals: Pixels, inverted: Codes, steps: int = 200) -> dict[str, Pixels]:
-    """uint8 (n, S, S, 3), n >= 1 -> damaged and restored pictures by name, in the order of the figure's rows.
+    """Damaged and restored pictures by name, in the order of the figure's rows: uint8 (n, S, S, 3), n >= 1.
 
-    inverted: what `vae.invert` finds for the originals, (n, latent_dim).
-    The rivals: the encoder's reconstruction, the hole's mean colour, the encoder on the picture so filled, bicubic.
+    inverted: the codes (n, latent_dim) of `vae.invert` for the originals. Baselines: the encoder's reconstruction, the
+    hole filled with its surroundings' mean color, the encoder's reconstruction of that, bicubic resizing.
     """
     size, mask = vae.image_size, hidden_quarter(vae.image_size)
     hidden = np.broadcast_to(mask, originals.shape[:3])
@@ -60,22 +62,21 @@ def restore(vae: VAE, originals: Pixels, inverted: Codes, steps: int = 200) -> d
 
 
 def psnrs(pictures: dict[str, Pixels]) -> dict[str, float]:
-    """PSNR in dB of what `restore` returns to the originals, means over the pictures; of holes, in the hole."""
-    originals = pictures["original"].astype(np.float64) / 255
+    """Mean PSNR in dB between the originals and each other result of `restore`; of holes, within the hole."""
+    originals = pictures["original"]
     mask = hidden_quarter(originals.shape[1])
     found = {}
     for name, each in pictures.items():
         if name != "original":
-            error = (each / 255 - originals) ** 2
+            pair = [torch.from_numpy(part / 255) for part in (each, originals)]
             if name.startswith("hole") or name == "inpainted":
-                error = error[:, mask]
-            mean = error.reshape(len(error), -1).mean(axis=1)
-            found[name] = float(-10 * np.log10(np.maximum(mean, 1e-12)).mean())
+                pair = [part[:, mask] for part in pair]
+            found[name] = psnr(*pair).mean().item()
     return found
 
 
 def draw(pictures: dict[str, Pixels], path: Path, caption: str) -> None:
-    """The first `SHOWN` pictures of what `restore` returns, a row a kind."""
+    """Draw the first `SHOWN` pictures of each result of `restore`, one row each."""
     rows = {name: each[:SHOWN] for name, each in pictures.items()}
     draw_rows(path, rows, "Inversion, inpainting, denoising, super-resolution", caption)
 

@@ -1,8 +1,8 @@
-"""inverse.onnx: how far a code's picture is from a given one, and the gradient of that with respect to the code.
+"""inverse.onnx: the squared error between a code's image and a target, and its gradient with respect to the code.
 
-With it a picture is inverted (argmin over z) without torch: `VAE.invert`, `inpaint` and `upscale` of vae_runtime.
-torch.onnx exports no backward pass, so it is written here: reverse-mode differentiation over the decoder's exported
-graph, a rule an operator. The vector-Jacobian product of a convolution is the transposed convolution with the same
+With it, vae_runtime inverts images (argmin over z) without torch: `VAE.invert`, `inpaint` and `upscale`. torch.onnx
+exports no backward pass, so it is built here by reverse-mode differentiation of the decoder's exported graph, with one
+rule for each operator. The vector-Jacobian product of a convolution is the transposed convolution with the same
 kernel, and the other way round (Dumoulin & Visin, "A guide to convolution arithmetic", 2016, chapter 4), so forward and
 backward pass share their weights, and the file is as large as the decoder's.
 """
@@ -29,12 +29,12 @@ Gradients: TypeAlias = Iterable[tuple[str, str]]
 """Names of a node's inputs, each with that of the gradient with respect to it."""
 
 
-def invert(decoder: onnx.ModelProto) -> onnx.ModelProto:
+def gradient_graph(decoder: onnx.ModelProto) -> onnx.ModelProto:
     """The gradient graph of a decoder, with the decoder's metadata, opset and IR version.
 
     decoder: `z` (batch, latent_dim) -> `image` (batch, 3, S, S), of the operators in `RULES`; ExportError for others.
     Inputs of the result: `z`; `image` (batch, 3, S, S) in [0, 1]; `weight` (batch, 1, S, S), of each pixel, 0 where it
-    is not known. Outputs: `loss` (batch,), the sum over pixels and colours of weight * (decode(z) - image)^2; and
+    is not known. Outputs: `loss` (batch,), the sum over pixels and channels of weight * (decode(z) - image)^2; and
     `gradient` (batch, latent_dim), that of `loss` with respect to `z`. The same decoder gives the same bytes.
     """
     graph = onnx.shape_inference.infer_shapes(decoder, strict_mode=True).graph
@@ -44,7 +44,7 @@ def invert(decoder: onnx.ModelProto) -> onnx.ModelProto:
     residual = pass_.add("Sub", "decoded", "image")
     weighted = pass_.add("Mul", "weight", residual)
     squares = pass_.add("Mul", weighted, residual)
-    pass_.add("ReduceSum", squares, pass_.constant([1, 2, 3], np.int64), exit="loss", keepdims=0)
+    pass_.add("ReduceSum", squares, pass_.constant([1, 2, 3], np.int64), output="loss", keepdims=0)
     seed = pass_.add("Mul", weighted, pass_.constant(2, np.float32))
     gradient = pass_.differentiate(forward, "decoded", seed, code.name)
     pass_.nodes[-1] = _renamed(pass_.nodes[-1], gradient, "gradient")
@@ -52,11 +52,11 @@ def invert(decoder: onnx.ModelProto) -> onnx.ModelProto:
     batch, channels, height, width = [axis.dim_param or axis.dim_value for axis in picture.type.tensor_type.shape.dim]
     dim = code.type.tensor_type.shape.dim[1].dim_value
     inputs = [
-        _port(code.name, batch, dim),
-        _port("image", batch, channels, height, width),
-        _port("weight", batch, 1, height, width),
+        _value_info(code.name, batch, dim),
+        _value_info("image", batch, channels, height, width),
+        _value_info("weight", batch, 1, height, width),
     ]
-    outputs = [_port("loss", batch), _port("gradient", batch, dim)]
+    outputs = [_value_info("loss", batch), _value_info("gradient", batch, dim)]
     tensors = [*graph.initializer, *pass_.constants]
     made = helper.make_graph([*forward, *pass_.nodes], decoder.graph.name, inputs, outputs, tensors)
     model = helper.make_model(made, opset_imports=decoder.opset_import, ir_version=decoder.ir_version)
@@ -68,13 +68,13 @@ def invert(decoder: onnx.ModelProto) -> onnx.ModelProto:
 
 def write_inverse(folder: Path) -> str:
     """Write inverse.onnx beside the decoder.onnx in `folder`; return its SHA-256."""
-    data = invert(onnx.load(folder / DECODER_FILE)).SerializeToString(deterministic=True)
+    data = gradient_graph(onnx.load(folder / DECODER_FILE)).SerializeToString(deterministic=True)
     write_atomically(folder / INVERSE_FILE, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def add_inverse(folder: Path) -> ModelConfig:
-    """Give an exported model, made before there was one, its inverse.onnx, and name it in config.json.
+    """Add inverse.onnx to an exported model, and to `files` of its config.json.
 
     All other files stay as they are. Raises ModelFileError, ConfigError, or ExportError for an unknown operator.
     """
@@ -89,50 +89,50 @@ def add_inverse(folder: Path) -> ModelConfig:
 class BackwardPass:
     """The nodes that lead from a gradient with respect to a graph's output back to its inputs."""
 
-    def __init__(self, graph: onnx.GraphProto, exit: str) -> None:
-        """graph: with the shapes of all its tensors. exit: its output, "decoded" from here on."""
+    def __init__(self, graph: onnx.GraphProto, output: str) -> None:
+        """graph: with inferred shapes. output: the name of its output, renamed to "decoded"."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
         self.shapes = {
-            ("decoded" if value.name == exit else value.name): [
+            ("decoded" if value.name == output else value.name): [
                 axis.dim_value for axis in value.type.tensor_type.shape.dim
             ]
             for value in (*graph.value_info, *graph.input, *graph.output)
         }
-        """Of each tensor that is computed; 0 for the batch."""
+        """The shape of each computed tensor; 0 for the batch axis."""
 
-    def add(self, operator: str, *inputs: str, exit: str = "", **attributes: Any) -> str:
-        """One more node; the name of its output."""
-        name = exit or f"backward_{len(self.nodes)}"
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Append a node; the name of its output."""
+        name = output or f"backward_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
     def constant(self, value: float | Sequence[int], kind: type[np.generic]) -> str:
-        """The name of a constant, the same for the same value."""
+        """The name of a constant, added once for each value."""
         tensor = numpy_helper.from_array(np.array(value, kind), f"constant_{np.dtype(kind)}_{value}")
         if tensor not in self.constants:
             self.constants.append(tensor)
         return str(tensor.name)
 
-    def differentiate(self, forward: Sequence[onnx.NodeProto], exit: str, seed: str, entry: str) -> str:
-        """The gradient with respect to `entry`, from `seed`, the one with respect to `exit`: the chain rule, backwards.
+    def differentiate(self, forward: Sequence[onnx.NodeProto], output: str, seed: str, input_name: str) -> str:
+        """The name of the gradient with respect to `input_name`, given `seed`, that with respect to `output`.
 
-        A tensor that is used more than once has the sum of the gradients from its uses.
+        The gradient of a tensor with several uses is the sum over them.
         """
         found: defaultdict[str, list[str]] = defaultdict(list)
-        found[exit].append(seed)
+        found[output].append(seed)
         for node in reversed(forward):
             if node.op_type not in RULES:
-                raise ExportError(f"{node.op_type}: no rule for its gradient; add one to vae_train/inverse.py")
+                raise ExportError(f"{node.op_type}: its gradient is not supported; add a rule to RULES in {__name__}")
             upstream = self._total(found.pop(node.output[0], []))
             for name, gradient in RULES[node.op_type](self, node, upstream):
                 found[name].append(gradient)
-        return self._total(found[entry])
+        return self._total(found[input_name])
 
     def _total(self, gradients: list[str]) -> str:
         if not gradients:
-            raise ExportError("a part of the decoder does not lead to its picture; export the run again")
+            raise ExportError("a part of the decoder does not contribute to its image; export the run again")
         total, *others = gradients
         for other in others:
             total = self.add("Add", total, other)
@@ -168,7 +168,7 @@ def _transposed_convolution(pass_: BackwardPass, node: onnx.NodeProto, upstream:
 
 
 def _leaky_relu(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
-    """dX = dY where x > 0, alpha dY elsewhere. The output has the sign of x, and using it leaves x to be fused away."""
+    """dX = dY where x > 0, alpha dY elsewhere. The output has the sign of x; using it lets x be fused away."""
     alpha = pass_.constant(_attributes(node).get("alpha", 0.01), np.float32)
     slope = pass_.add("Max", pass_.add("Sign", node.output[0]), alpha)
     yield node.input[0], pass_.add("Mul", upstream, slope)
@@ -183,7 +183,7 @@ def _sigmoid(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradie
 def _sum(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
     first, second = node.input
     if pass_.shapes.get(first) != pass_.shapes.get(second):
-        raise ExportError(f"Add {node.output[0]}: of different shapes, expected equal ones")
+        raise ExportError(f"Add {node.output[0]}: inputs of different shapes, expected equal ones")
     yield from ((first, upstream), (second, upstream))
 
 
@@ -210,10 +210,10 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _geometry(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes that a convolution and its transpose share."""
+    """The attributes that a convolution shares with its transpose."""
     given = _attributes(node)
     if given.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in given:
-        raise ExportError(f"{node.op_type} {node.output[0]}: padded by a rule, expected pads; export it with numbers")
+        raise ExportError(f"{node.op_type} {node.output[0]}: auto_pad or output_shape is set, expected explicit pads")
     default = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0], "group": 1}
     return {name: given.get(name, value) for name, value in default.items()}
 
@@ -226,5 +226,5 @@ def _renamed(node: onnx.NodeProto, old: str, new: str) -> onnx.NodeProto:
     return copy
 
 
-def _port(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+def _value_info(name: str, *shape: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

@@ -1,5 +1,5 @@
-"""Fitting a `vae_runtime.prior.flow.Flow` to codes: RealNVP over a mixture of spheres (Dinh, Sohl-Dickstein, Bengio,
-"Density estimation using Real NVP", 2017)."""
+"""Fitting a `vae_runtime.prior.flow.Flow` to codes: RealNVP over a mixture of isotropic Gaussians (Dinh,
+Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from vae_runtime.prior.flow import Flow
 
 COUPLINGS = 12
 HIDDEN = 32
-"""Numbers between the two layers of a coupling's network."""
-SPHERES = 8
-"""Gaussians of the base density, all at 0 and round: strong and weak codes differ in their length above all."""
+"""Width of the hidden layer of a coupling's network."""
+COMPONENTS = 8
+"""Number of Gaussians of the base density, isotropic around 0: codes differ most in their length."""
 
 _STEPS = 1000
 _BATCH = 256
 _WARMUP = 100
 _RATE = 1e-3
-_DECAY = 0.05  # of the matrices: AdamW's
+_WEIGHT_DECAY = 0.05  # of the matrices
 _FLOOR = 1e-4  # of the variances along the principal directions
 
 
 class Coupling(nn.Module):
-    """One layer, see `vae_runtime.prior.flow.Flow`; at first the identity."""
+    """An affine coupling layer, see `vae_runtime.prior.flow.Flow`; the identity at initialization."""
 
     def __init__(self, order: Tensor) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Coupling(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, latent_dim) -> what the layer made it from, and the sum of its log scales, (n,)."""
+        """The layer's input (n, latent_dim) for an output, and the sum of its log scales, (n,)."""
         moves, scales = self.outer(nn.functional.silu(self.inner(y[:, self.kept]))).chunk(2, 1)
         scales = torch.tanh(scales)
         before = y.clone()
@@ -48,15 +48,15 @@ class Coupling(nn.Module):
         return before, scales.sum(1)
 
 
-class Bent(nn.Module):
-    """Round Gaussians at 0, and the couplings that bend them."""
+class RealNVP(nn.Module):
+    """A mixture of isotropic Gaussians around 0, transformed by coupling layers."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.couplings: list[Coupling] = [Coupling(torch.randperm(latent_dim)) for _ in range(COUPLINGS)]
         self.layers = nn.ModuleList(self.couplings)
-        self.log_deviations = nn.Parameter(torch.linspace(-0.5, 0.5, SPHERES))
-        self.logits = nn.Parameter(torch.zeros(SPHERES))
+        self.log_deviations = nn.Parameter(torch.linspace(-0.5, 0.5, COMPONENTS))
+        self.logits = nn.Parameter(torch.zeros(COMPONENTS))
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(n, latent_dim) -> (n,), in nats."""
@@ -70,36 +70,36 @@ class Bent(nn.Module):
 
 
 def fit_flow(mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int = 0) -> Prior:
-    """A prior of the aggregated posterior of q(z|x) = N(mu, exp(logvar)), (n, latent_dim) each, latent_dim >= 2.
+    """A flow prior for the aggregated posterior of q(z|x) = N(mu, exp(logvar)), (n, latent_dim) each, latent_dim >= 2.
 
-    Each step sees other pictures, and a new draw of each. Couplings work along the principal directions, in their
-    deviations. Few steps, and weights that decay: what more would be learned is of these pictures alone.
+    Each step draws new codes of other pictures. Couplings act on whitened principal directions. Few steps and weight
+    decay keep it from overfitting.
     """
     dim = mu.shape[1]
-    centre = mu.mean(0, dtype=np.float64)
+    center = mu.mean(0, dtype=np.float64)
     covariance = np.cov(mu.T, dtype=np.float64) + np.diag(np.exp(logvar).mean(0, dtype=np.float64))
     variances, directions = np.linalg.eigh(covariance)
     deviations = np.sqrt(np.maximum(variances, _FLOOR))
     whiten = torch.from_numpy((directions / deviations).astype(np.float32))
-    means = torch.from_numpy((mu - centre).astype(np.float32)) @ whiten
+    means = torch.from_numpy((mu - center).astype(np.float32)) @ whiten
     sigmas = torch.from_numpy(np.exp(logvar / 2))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        bent = Bent(dim)
-        matrices = [weight for weight in bent.parameters() if weight.ndim > 1]
-        others = [weight for weight in bent.parameters() if weight.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": _DECAY}, {"params": others, "weight_decay": 0.0}]
+        model = RealNVP(dim)
+        matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+        others = [weight for weight in model.parameters() if weight.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=_RATE)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate)
         for _ in range(_STEPS):
             rows = torch.randint(len(mu), (_BATCH,))
             points = means[rows] + (sigmas[rows] * torch.randn(_BATCH, dim)) @ whiten
-            loss = -bent.log_prob(points).mean()
+            loss = -model.log_prob(points).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    return _as_prior(bent, directions * deviations, centre)
+    return _as_prior(model, directions * deviations, center)
 
 
 def _rate(step: int) -> float:
@@ -107,8 +107,8 @@ def _rate(step: int) -> float:
 
 
 @torch.no_grad()
-def _as_prior(bent: Bent, basis: NDArray[np.float64], shift: NDArray[np.float64]) -> Prior:
-    layers = bent.couplings
+def _as_prior(model: RealNVP, basis: NDArray[np.float64], shift: NDArray[np.float64]) -> Prior:
+    layers = model.couplings
 
     def stack(name: str) -> NDArray[np.float32]:
         return torch.stack([layer.get_parameter(name) for layer in layers]).numpy()
@@ -122,6 +122,6 @@ def _as_prior(bent: Bent, basis: NDArray[np.float64], shift: NDArray[np.float64]
         basis=basis.astype(np.float32),
         shift=shift.astype(np.float32),
     )
-    weights = torch.softmax(bent.logits, 0).numpy()
-    spreads = bent.log_deviations.exp()[:, None].repeat(1, flow.latent_dim).numpy()
+    weights = torch.softmax(model.logits, 0).numpy()
+    spreads = model.log_deviations.exp()[:, None].repeat(1, flow.latent_dim).numpy()
     return Prior(weights, np.zeros_like(spreads), None, spreads, flow)

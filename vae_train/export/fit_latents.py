@@ -1,9 +1,8 @@
-"""What is learned from the codes of the training pictures, once the networks are: the prior that samples come from, and
-named directions.
+"""What is fitted to the codes of the training pictures after training: the prior to sample from, and named directions.
 
-The codes of real pictures do not fill N(0, I). The density that they do fill, the aggregated posterior, is fitted here,
-by Gaussian mixtures and by a flow, and the best goes beside the graphs: ex-post density estimation (Ghosh et al., "From
-variational to deterministic autoencoders", 2020, section 4).
+The aggregated posterior of real pictures is not N(0, I). It is fitted here by Gaussian mixtures and by a flow, and the
+best is exported: ex-post density estimation (Ghosh et al., "From variational to deterministic autoencoders", 2020,
+section 4).
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from vae_train.model.networks import VAE
 from vae_train.model.tensors import to_unit
 
 COMPONENTS = (1, 2, 4, 8, 16)
-"""Numbers of Gaussians, each with a covariance of its own, that are tried, until one is worse than those before."""
+"""Numbers of full-covariance Gaussians to try, in order, until one is worse than the last."""
 TIED = (8, 16, 32)
-"""Numbers of Gaussians that share the principal directions of the codes, and are tried in the same way."""
+"""The same for Gaussians that share the principal directions of the codes."""
 PCA = 8
-"""Principal directions that are shipped."""
+"""Number of exported principal directions."""
 
 _BATCH = 250
-_MOST = 16_000  # codes that a mixture is fitted to
+_MAX_CODES = 16_000  # that a mixture is fitted to
 _ITERATIONS = 40
-_FLOOR = 1e-4  # added to variances, as fitting asks for
-_TIED_FLOOR = 1e-3  # the same, where the variances of all points are 1
-_FLOW_CODES = 4000  # pictures from which on a flow is fitted: it has more numbers than a mixture
-_COMPARED = 1000  # pictures, most, that samples are compared with
-_FEWEST = 50  # faces that must have an attribute, and must not, before it becomes a direction
+_FLOOR = 1e-4  # added to variances, for numerical stability
+_TIED_FLOOR = 1e-3  # the same for whitened points
+_FLOW_CODES = 4000  # fewest pictures for a flow, which has more parameters than a mixture
+_COMPARED = 1000  # most pictures that samples are compared with
+_FEWEST = 50  # pictures with an attribute, and without it, that make it a direction
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Codes:
 
 @torch.no_grad()
 def encode(network: VAE, pixels: NDArray[np.uint8]) -> Codes:
-    """The codes of pictures (n, 3, S, S)."""
+    """The posteriors of pictures, uint8 (n, 3, S, S)."""
     network.eval()
     device = next(network.parameters()).device
     parts = [
@@ -71,13 +70,13 @@ def encode(network: VAE, pixels: NDArray[np.uint8]) -> Codes:
 
 
 def draw(codes: Codes, seed: int = 0) -> NDArray[np.floating]:
-    """One z ~ q(z|x) of each picture."""
+    """One z ~ q(z|x) for each picture, (n, latent_dim)."""
     return reparameterize(codes.mu, codes.logvar, np.random.default_rng(seed))
 
 
 @torch.no_grad()
 def decode(network: VAE, z: NDArray[np.float32]) -> torch.Tensor:
-    """The pictures of codes (n, latent_dim): uint8 (n, 3, S, S)."""
+    """The images of codes (n, latent_dim), uint8 (n, 3, S, S)."""
     network.eval()
     device = next(network.parameters()).device
     parts = [network.decoder(part.to(device)).cpu() for part in torch.from_numpy(z).split(_BATCH)]
@@ -85,20 +84,19 @@ def decode(network: VAE, z: NDArray[np.float32]) -> torch.Tensor:
 
 
 def fit_prior(train: Codes, held_out: Codes, seed: int = 0) -> tuple[Prior, dict[str, float]]:
-    """The mixture that gives held-out codes the highest density, and each one's mean log density in nats.
+    """The mixture with the highest density of held-out codes, and the mean log density of each candidate in nats.
 
-    A draw z ~ q(z|x) of each picture is fitted, so the noise of the posteriors is part of the density. The result names
-    N(0, I) "unit" and the mixtures by their number of components, "tied" where these share their principal directions:
-    a covariance for each component asks for more codes than most sources have, while codes of strong and weak
-    pictures differ above all in how far they lie from the mean.
+    Candidates are fitted to one draw z ~ q(z|x) for each picture, so the noise of the posteriors is included. They are
+    named "unit" for N(0, I), and by their number of components, "tied" if these share the principal directions: full
+    covariances need more codes than most sources have, while codes differ most in their distance from the mean.
     """
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(train.mu))[:_MOST]
+    chosen = rng.permutation(len(train.mu))[:_MAX_CODES]
     points = reparameterize(train.mu[chosen], train.logvar[chosen], rng)
     test = draw(held_out, seed)
     fits = {"unit": Prior.standard(points.shape[1])}
     scores = {"unit": float(fits["unit"].log_prob(test).mean())}
-    least = 2 * points.shape[1]  # codes that determine a covariance
+    least = 2 * points.shape[1]  # fewest codes that determine a covariance
     for kind, counts, fit, each in (("", COMPONENTS, _mixture, least), (" tied", TIED, _tied_mixture, _FEWEST)):
         before = -np.inf
         for count in counts:
@@ -107,61 +105,58 @@ def fit_prior(train: Codes, held_out: Codes, seed: int = 0) -> tuple[Prior, dict
             name = f"{count}{kind}"
             fits[name] = fit(points, count, seed)
             scores[name] = float(fits[name].log_prob(test).mean())
-            if scores[name] < before:  # more components would only follow the training codes more closely
+            if scores[name] < before:  # more components would overfit
                 break
             before = scores[name]
     return fits[max(scores, key=lambda name: scores[name])], scores
 
 
 def _mixture(points: NDArray[np.floating], count: int, seed: int) -> Prior:
-    """`count` Gaussians, each with a covariance of its own."""
+    """A mixture of `count` full-covariance Gaussians."""
     weights, means, covariances = _fit(points, count, "full", _FLOOR, seed)
     return Prior(weights, means, np.linalg.cholesky(covariances))
 
 
 def _tied_mixture(points: NDArray[np.floating], count: int, seed: int) -> Prior:
-    """`count` Gaussians that differ in how far they reach along the principal directions of all points.
-
-    Along these, in their standard deviations, the points are fitted by Gaussians with diagonal covariances.
-    """
-    centre = points.mean(0, dtype=np.float64)
+    """A mixture of `count` Gaussians with shared principal directions: diagonal covariances of whitened points."""
+    center = points.mean(0, dtype=np.float64)
     variances, directions = np.linalg.eigh(np.cov(points.T, dtype=np.float64))
     deviations = np.sqrt(np.maximum(variances, _FLOOR))
-    weights, means, squares = _fit((points - centre) @ directions / deviations, count, "diag", _TIED_FLOOR, seed)
+    weights, means, squares = _fit((points - center) @ directions / deviations, count, "diag", _TIED_FLOOR, seed)
     scales = directions * deviations
-    return Prior(weights, centre + means @ scales.T, scales[None], np.sqrt(squares))
+    return Prior(weights, center + means @ scales.T, scales[None], np.sqrt(squares))
 
 
 def _fit(points: NDArray[np.floating], count: int, kind: str, floor: float, seed: int) -> tuple[Any, Any, Any]:
-    """Weights, means and covariances of a mixture, the largest weight first. floor: added to variances."""
+    """Weights, means and covariances of a fitted mixture, by descending weight. floor: added to variances."""
     settings = {"reg_covar": floor, "max_iter": _ITERATIONS, "tol": 1e-2, "random_state": seed}
     model = GaussianMixture(count, covariance_type=kind, **settings)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a few steps more or less are no fault
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a few steps more change little
         model.fit(points.astype(np.float64))
     order = np.argsort(model.weights_)[::-1]
     return model.weights_[order] / model.weights_.sum(), model.means_[order], model.covariances_[order]
 
 
 def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: Labels) -> Directions:
-    """The principal directions of the codes, and those of attributes: of the labels if there are some, and of colours.
+    """Named directions: the principal ones, and those of labels and of colors.
 
-    pixels (n, 3, S, S) and the lists of `labels` belong to the rows of `train`. A label's direction goes from the mean
-    code of faces without it to that of faces with it: what tells them apart best, a regression, is a direction in which
-    codes hardly vary, and pictures hardly change. Colours of a picture occur together, so theirs are ridge regressions.
+    pixels, uint8 (n, 3, S, S), and the columns of `labels` have the rows of `train`. The direction of a label is the
+    difference of class means: a regression would find one along which codes, and so images, hardly vary. Colors of a
+    picture are correlated, so their directions are ridge regressions.
     """
     axes, _ = pca_directions(train.mu, min(PCA, train.mu.shape[1], len(train.mu) - 1))
     found = {f"pca-{number + 1}": axis for number, axis in enumerate(axes) if axis.any()}
-    for name, marks in _label_marks(labels).items():
+    for name, marks in _label_targets(labels).items():
         found[name] = attribute_direction(train.mu, marks, method="mean")
-    for name, marks in _colour_marks(pixels).items():
+    for name, marks in _color_targets(pixels).items():
         if np.ptp(marks) > 0 and name not in found:
             found[name] = attribute_direction(train.mu, marks, method="ridge", penalty=float(len(train.mu)) / 100)
     return Directions(tuple(found), np.stack(list(found.values())))
 
 
-def _label_marks(labels: Labels) -> dict[str, NDArray[np.floating]]:
-    """Attribute -> 1 for the faces that have it: glasses, beard and hat at all; hair and skin by colour."""
+def _label_targets(labels: Labels) -> dict[str, NDArray[np.floating]]:
+    """Attribute -> 1 for the faces that have it: any glasses, beard or hat; hair and skin by color."""
     marks: dict[str, NDArray[np.floating]] = {}
     for attribute in ("glasses", "beard", "hat"):
         if attribute in labels:
@@ -173,8 +168,8 @@ def _label_marks(labels: Labels) -> dict[str, NDArray[np.floating]]:
     return {name: each for name, each in marks.items() if _FEWEST <= each.sum() <= len(each) - _FEWEST}
 
 
-def _colour_marks(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
-    """Attribute -> its measure: the brightness of the picture; of the place where hair is, brightness and colours."""
+def _color_targets(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
+    """Attribute -> its measured value: brightness of the picture; brightness and color of the hair region."""
     side = pixels.shape[-1]
     top = np.array(pixels[:, :, side // 16 : side // 4, side // 4 : -side // 4]).mean((2, 3), dtype=np.float64)
     whole = np.concatenate(
@@ -190,11 +185,11 @@ def _colour_marks(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
     }
 
 
-def learn(network: VAE, faces: Faces, mirrored: bool = False) -> tuple[Prior, Directions, dict[str, float]]:
+def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> tuple[Prior, Directions, dict[str, float]]:
     """The prior, the directions and the scores of `fit_prior` for a network and the source that it was trained on.
 
-    mirrored: whether it was trained on mirrored pictures, too; a flow, which follows single codes else, is then fitted
-    to the codes of both. The few numbers of a mixture need no more codes, and drawn faces have a side.
+    mirrored: whether it was trained on mirrored pictures, too; a flow, which would overfit otherwise, is then fitted to
+    the codes of both.
     """
     held_out = faces.held_out()
     rows = np.flatnonzero(~held_out)
@@ -206,16 +201,16 @@ def learn(network: VAE, faces: Faces, mirrored: bool = False) -> tuple[Prior, Di
         seen = [train, encode(network, pixels[..., ::-1])] if mirrored else [train]
         flow = fit_flow(np.concatenate([each.mu for each in seen]), np.concatenate([each.logvar for each in seen]))
         scores["flow"] = float(flow.log_prob(draw(test)).mean())
-        prior = nearest(network, [prior, flow], pixels)
+        prior = closest_prior(network, [prior, flow], pixels)
     return prior, fit_directions(train, pixels, labels), scores
 
 
-def nearest(network: VAE, priors: Sequence[Prior], pixels: NDArray[np.uint8], seed: int = 0) -> Prior:
-    """The prior whose pictures are nearest to those of the training set, by the sliced Wasserstein distance.
+def closest_prior(network: VAE, priors: Sequence[Prior], pixels: NDArray[np.uint8], seed: int = 0) -> Prior:
+    """The prior whose samples have the smallest sliced Wasserstein distance to the training pictures.
 
-    Which density is highest on held-out codes does not say which samples are best: in hundreds of dimensions much of it
-    is of directions that hardly show (Theis, van den Oord, Bethge, "A note on the evaluation of generative models",
-    2016). pixels: (n, 3, S, S), those that the priors were fitted to, so that the held-out ones can judge the choice.
+    The density of held-out codes does not rank samples: in hundreds of dimensions most of it concerns directions that
+    hardly show (Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016). pixels: uint8
+    (n, 3, S, S), those that the priors were fitted to, so that the held-out ones remain unseen.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(pixels))[:_COMPARED]

@@ -1,19 +1,22 @@
-"""README.md of an export: a Hugging Face model card. What it says comes from the run, and stays true by that."""
+"""README.md of an exported model, its Hugging Face model card: the text at export, and sections that commands add."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.config import DIRECTIONS_FILE, PRIOR_FILE, ModelConfig
+from vae_runtime.config import CARD_FILE, DIRECTIONS_FILE, PRIOR_FILE, ModelConfig
 from vae_runtime.directions import Directions
+from vae_runtime.errors import ModelFileError
+from vae_runtime.files import write_atomically
 from vae_runtime.prior import Prior
 from vae_train.config import TrainConfig, make_config, option
 from vae_train.data.sources import AVATARS
 
 CARD_FIGURES = ("samples.png", "interpolations.png", "reconstructions.png", "edits.png")
-"""The pictures of a card, beside it; see `vae_train.model.figures.draw_card`."""
+"""The figures of a card; see `vae_train.model.figures.draw_card`."""
 
 _UNITS = {"negative_elbo": "nats", "reconstruction": "nats", "kl": "nats", "psnr": "dB"}
 
@@ -130,3 +133,25 @@ def command(trained: TrainConfig, data: str) -> str:
         elif item.name in ("data", "epochs", "seed") or value != getattr(preset, item.name):
             words.append(f"{option(item.name)} {value}")
     return " ".join(words)
+
+
+def write_section(folder: Path, command: str, text: str) -> Path:
+    """Add a section to the card in `folder`, or replace the one that the same command wrote; an empty text removes it.
+
+    command: "python -m vae_train evaluate"; comments around the section name it. Returns the card's path.
+    Raises ModelFileError if there is no card.
+    """
+    path = folder / CARD_FILE
+    try:
+        card = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path}: cannot be read ({error}); give an exported model that has a card") from error
+    start, end = f"<!-- written by {command} -->", f"<!-- end of {command} -->"
+    earlier = re.compile(rf"\n*{re.escape(start)}.*?{re.escape(end)}\n*", re.DOTALL)
+    section = f"\n\n{start}\n\n{text.strip()}\n\n{end}\n" if text.strip() else "\n"
+    if earlier.search(card):
+        before, after = earlier.split(card, maxsplit=1)
+        card = before + section + (f"\n{after}" if after else "")
+    else:
+        card = card.rstrip("\n") + section
+    return write_atomically(path, card)

@@ -1,13 +1,13 @@
-"""Smaller graphs beside those in float32, and what they cost: `fp16` for half of the size, `int8` for speed on a CPU.
+"""Smaller variants of an export's graphs, and what they cost: `fp16` for half the size, `int8` for speed on a CPU.
 
-Both are made from the exported graphs and keep their float32 inputs and outputs. `fp16` holds its weights in float16
-and asks for its arithmetic in it, which a GPU does; ONNX Runtime on a CPU has no such kernels, and computes in float32
-what it widens once, when it opens the graph. `int8` is quantised statically (Jacob et al., "Quantization and training
-of neural networks for efficient integer-arithmetic-only inference", 2018), weights by channel, activations by tensor,
-with the ranges that training pictures have.
+Both are made from the exported graphs and keep their float32 inputs and outputs. `fp16` stores weights and asks for
+arithmetic in float16, which a GPU provides; ONNX Runtime on a CPU has no such kernels, and widens the weights once when
+it opens the graph. `int8` is quantized statically (Jacob et al., "Quantization and training of neural networks for
+efficient integer-arithmetic-only inference", 2018), weights by channel, activations by tensor, calibrated on training
+pictures.
 
-Weights take 7 of the 8 bits. Processors without VNNI add pairs of products in 16 bits, which 8 x 8 bits overflow: there
-the 8th bit costs half a decibel rather than gaining anything, and answers would differ between processors.
+Weights use 7 of the 8 bits. Processors without VNNI add pairs of products in 16 bits, which 8 x 8 bits overflow: the
+8th bit would cost half a decibel there, and answers would differ between processors.
 """
 
 from __future__ import annotations
@@ -30,38 +30,42 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from vae_runtime import latent
 from vae_runtime import model as runtime
 from vae_runtime.config import CARD_FILE, DECODER_FILE, ENCODER_FILE, VARIANTS, ModelConfig, Variant, graph_files
+from vae_runtime.files import write_atomically
 from vae_runtime.ort.verify import read_verified
 from vae_train.data.faces import Faces
 from vae_train.errors import UsageError
 from vae_train.evaluation.timing import latencies
-from vae_train.export.card_sections import write_chapter
-from vae_train.export.export import move_into_place, strip
+from vae_train.export.model_card import write_section
+from vae_train.export.onnx_graph import strip
+from vae_train.export.publish import replacement
+from vae_train.model.metrics import psnr
 
 CALIBRATION = 256
-"""Training pictures whose ranges the activations of int8 get."""
+"""Number of training pictures that int8 is calibrated on."""
 BATCHES = (1, 16)
-"""Batch sizes of the speeds."""
+"""Batch sizes at which speed is measured."""
 
 _COMMAND = "python -m vae_train variants"
 _BATCH = 64
-_PEAK = 100.0  # dB that identical pictures are said to have
+_PEAK = 100.0  # dB reported for identical pictures
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a variant must keep to be published."""
+    """What a variant must meet to be published."""
 
     size: float
-    """Largest size of both graphs, as a share of those in float32."""
+    """Largest size of both graphs, as a fraction of the float32 graphs."""
     loss: float
     """Largest loss of PSNR on held-out pictures, in dB."""
     agreement: float
-    """Least PSNR of its reconstructions against those in float32, in dB."""
+    """Lowest PSNR between its reconstructions and those in float32, in dB."""
 
 
 LIMITS = {"fp16": Limits(0.51, 0.01, 60), "int8": Limits(0.30, 0.2, 35)}
@@ -69,25 +73,25 @@ LIMITS = {"fp16": Limits(0.51, 0.01, 60), "int8": Limits(0.30, 0.2, 35)}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a variant saves and loses, measured through vae_runtime on held-out pictures."""
+    """What a variant saves and costs, measured through vae_runtime on held-out pictures."""
 
     variant: str
     """One of `VARIANTS`."""
     size: int
     """Bytes of both graphs."""
     share: float
-    """That by the bytes in float32."""
+    """`size` divided by the size of the float32 graphs."""
     psnr: float
-    """Of decode(mu) with both graphs of the variant, in dB."""
+    """PSNR of decode(mu) with both graphs of the variant, in dB."""
     loss: float
-    """How much lower that is than in float32."""
+    """By how much that is below float32, in dB."""
     agreement: float
-    """PSNR of these pictures against those in float32, at most 100 dB."""
+    """PSNR between its reconstructions and those in float32, at most 100 dB."""
     speed: dict[str, float]
-    """How many times as fast as float32 on one core, by "encode 1" to "decode 16", verb and batch."""
+    """Speed relative to float32 on one core, by verb and batch size: "encode 1" to "decode 16"."""
 
     def misses(self) -> str:
-        """Which of its limits it misses, as a text; empty if it may be published."""
+        """The limits that it misses, as text; empty if it may be published."""
         limits = LIMITS[self.variant]
         wrong = [
             (not self.share <= limits.size, f"{self.share:.0%} of the size, at most {limits.size:.0%} allowed"),
@@ -101,27 +105,22 @@ class Cost:
 
 
 def add_variants(folder: Path, faces: Faces, variants: Sequence[Variant], seconds: float = 1.0) -> list[Cost]:
-    """Give the exported model in `folder` these variants: their graphs, their names in config.json, their costs in the
-    card. Others that it has are dropped.
+    """Replace the variants of an exported model: the graphs, their entries in config.json, their costs in the card.
 
-    faces: the source that it was trained on. seconds: for each measurement of speed. One that misses its `LIMITS` is
-    left out, with a sentence on stderr. The folder is replaced whole or, on an error, not at all.
+    faces: the source that the model was trained on. seconds: for each measurement of speed. A variant that misses its
+    `LIMITS` is left out, with a warning on stderr. The folder is replaced whole or, on an error, not at all.
     Raises UsageError for other pictures, ModelFileError, ConfigError.
     """
-    folder = folder.absolute()
     config = ModelConfig.load(folder)
     if not faces.matches(config.training_data.sha256):
         raise UsageError(f"{faces.name}: not the pictures that {config.name} was trained on")
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        work = Path(temporary) / "export"
-        shutil.copytree(folder, work)
-        costs = write_variants(work, faces, variants, seconds)
-        move_into_place(work, folder, Path(temporary) / "replaced")
-    return costs
+    with replacement(folder) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        return write_variants(copy, faces, variants, seconds)
 
 
 def write_variants(folder: Path, faces: Faces, variants: Sequence[Variant], seconds: float = 1.0) -> list[Cost]:
-    """`add_variants` in a folder that nobody reads yet."""
+    """`add_variants` in place, for a folder that is not published yet."""
     config = ModelConfig.load(folder)
     for file in sum(map(graph_files, VARIANTS), ()):
         (folder / file).unlink(missing_ok=True)
@@ -133,7 +132,7 @@ def write_variants(folder: Path, faces: Faces, variants: Sequence[Variant], seco
     for variant in variants:
         made = _make(folder, config, variant, faces.pixels[chosen])
         for file, data in made.items():
-            (folder / file).write_bytes(data)
+            write_atomically(folder / file, data)
         digests = {file: hashlib.sha256(data).hexdigest() for file, data in made.items()}
         dataclasses.replace(config, files=known | digests).save(folder)
         cost = measure(folder, variant, faces.pixels[test], seconds)
@@ -153,7 +152,7 @@ def write_variants(folder: Path, faces: Faces, variants: Sequence[Variant], seco
         costs.append(cost)
     dataclasses.replace(config, files=known).save(folder)
     if (folder / CARD_FILE).is_file():
-        write_chapter(folder, _COMMAND, chapter(costs, len(test)) if costs else "")
+        write_section(folder, _COMMAND, card_section(costs, len(test)) if costs else "")
     return costs
 
 
@@ -181,14 +180,14 @@ def to_fp16(graph: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = OnnxModel(convert_float_to_float16(_copy(graph), keep_io_types=True))
-    model.topological_sort(is_deterministic=True)  # its casts come last, which ONNX forbids and OpenCV cannot read
+    model.topological_sort(is_deterministic=True)  # casts were appended, which ONNX forbids
     return _tidy(model.model, graph)
 
 
 def to_int8(graph: onnx.ModelProto, examples: NDArray[np.float32]) -> onnx.ModelProto:
     """The same graph with pairs of QuantizeLinear and DequantizeLinear around each operator (QDQ).
 
-    examples (n, ...): inputs whose activations have the range that is kept; what goes beyond it is cut.
+    examples: inputs (n, ...) that the ranges of activations are calibrated on; values beyond them are clipped.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -199,7 +198,7 @@ def to_int8(graph: onnx.ModelProto, examples: NDArray[np.float32]) -> onnx.Model
     )
 
     class Examples(CalibrationDataReader):  # type: ignore[misc]
-        """Batches of `examples`, of one size as its percentiles ask for; what is left over is not seen."""
+        """Batches of `examples` of equal size, as percentile calibration requires; the rest is dropped."""
 
         def __init__(self) -> None:
             self.parts = iter(np.split(examples[: size * count], count))
@@ -220,7 +219,7 @@ def to_int8(graph: onnx.ModelProto, examples: NDArray[np.float32]) -> onnx.Model
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,  # 99.999: a few pictures would spend half of the range
+            calibrate_method=CalibrationMethod.Percentile,  # 99.999: a few outliers would take half the range
         )
         return _tidy(onnx.load(path), graph)
 
@@ -232,7 +231,7 @@ def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _tidy(made: onnx.ModelProto, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A checked graph with the notes of the one that it was made from, and no others."""
+    """Give `made` the metadata and opset of the graph it was made from, and check it."""
     strip(made)
     made.ir_version = graph.ir_version
     del made.opset_import[:]
@@ -248,13 +247,14 @@ def measure(folder: Path, variant: Variant, pixels: NDArray[np.uint8], seconds: 
         runtime.VAE.load(folder, device="cpu", threads=1) as plain,
         runtime.VAE.load(folder, variant=variant, device="cpu", threads=1) as small,
     ):
-        errors: dict[str, list[NDArray[np.float64]]] = {"plain": [], "small": [], "between": []}
+        decibels: dict[str, list[torch.Tensor]] = {"plain": [], "small": [], "between": []}
         for start in range(0, len(pixels), _BATCH):
             image = pixels[start : start + _BATCH].astype(np.float32) / np.float32(255)
             exact, found = (vae.decoder.run(vae.encoder.run(image)[0])[0] for vae in (plain, small))
             for name, one, other in (("plain", exact, image), ("small", found, image), ("between", found, exact)):
-                errors[name].append(_psnr(one, other))
-        psnr = {name: float(np.concatenate(parts).mean()) for name, parts in errors.items()}
+                pair = (torch.from_numpy(each).double() for each in (one, other))
+                decibels[name].append(psnr(*pair).clamp(max=_PEAK))
+        mean = {name: torch.cat(parts).mean().item() for name, parts in decibels.items()}
         speed = {}
         for batch in BATCHES:
             image = np.resize(pixels, (batch, *pixels.shape[1:])).astype(np.float32) / np.float32(255)
@@ -264,24 +264,18 @@ def measure(folder: Path, variant: Variant, pixels: NDArray[np.uint8], seconds: 
                     name: partial((vae.encoder if verb == "encode" else vae.decoder).run, values)
                     for name, vae in (("plain", plain), ("small", small))
                 }
-                middle = {name: float(np.median(times)) for name, times in latencies(calls, seconds).items()}
-                speed[f"{verb} {batch}"] = middle["plain"] / middle["small"]
+                median = {name: float(np.median(times)) for name, times in latencies(calls, seconds).items()}
+                speed[f"{verb} {batch}"] = median["plain"] / median["small"]
     bytes_of = [sum((folder / file).stat().st_size for file in graph_files(name)) for name in (variant, None)]
     return Cost(
         variant=variant,
         size=bytes_of[0],
         share=bytes_of[0] / bytes_of[1],
-        psnr=psnr["small"],
-        loss=psnr["plain"] - psnr["small"],
-        agreement=psnr["between"],
+        psnr=mean["small"],
+        loss=mean["plain"] - mean["small"],
+        agreement=mean["between"],
         speed=speed,
     )
-
-
-def _psnr(pictures: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n, 3, S, S) in [0, 1] twice -> dB (n,)"""
-    squares = ((pictures.astype(np.float64) - others) ** 2).mean(axis=(1, 2, 3))
-    return np.asarray(-10 * np.log10(np.maximum(squares, 10 ** (-_PEAK / 10))))
 
 
 def as_table(costs: Sequence[Cost]) -> str:
@@ -296,8 +290,8 @@ def as_table(costs: Sequence[Cost]) -> str:
     return "\n".join(lines)
 
 
-def chapter(costs: Sequence[Cost], count: int) -> str:
-    """The part of a model card that holds the table. count: held-out pictures that it was measured on."""
+def card_section(costs: Sequence[Cost], count: int) -> str:
+    """The section of the model card. count: number of held-out pictures that were measured."""
     return f"""## Precision variants
 
 `VAE.load(folder, variant="{costs[0].variant}")` opens smaller graphs, with float32 inputs and outputs. On {count}
@@ -308,7 +302,7 @@ size: how many times as fast as float32 in the same run, on one core of this pro
 
 
 def processor() -> str:
-    """ "AMD EPYC, AVX2": its name, where the system tells it, and the widest of the instructions that int8 uses."""
+    """The processor's name, if the system tells it, and its widest instruction set for int8: "AMD EPYC, AVX2"."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -322,7 +316,7 @@ def processor() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer logs advice on fusions that our graphs, folded at export, do not need; it prints its progress."""
+    """Silence the quantizer: it prints progress, and logs advice on fusions that folded graphs do not need."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

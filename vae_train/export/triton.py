@@ -1,4 +1,5 @@
-"""An exported model as a model repository of the NVIDIA Triton Inference Server: a folder and a config.pbtxt a graph.
+"""An exported model as a model repository of the NVIDIA Triton Inference Server: for each graph, a folder with a
+config.pbtxt.
 
 https://docs.nvidia.com/deeplearning/triton-inference-server, "Model Repository" and "Model Configuration"; the messages
 are those of model_config.proto. No torch is needed.
@@ -16,15 +17,15 @@ from vae_runtime.ort.verify import read_verified
 from vae_train.errors import UsageError
 
 PREFERRED = (8, 32, MAX_BATCH)
-"""Batch sizes that Triton is to make: few, because a GPU tunes itself anew for each."""
+"""Preferred batch sizes: few, because a GPU tunes its kernels for each."""
 DELAY = 1000
-"""How long a request may wait for others to share its batch, in microseconds."""
+"""Longest time that a request waits for others to share its batch, in microseconds."""
 
 _CONFIG_FILE = "config.pbtxt"
 
 
 def write_repository(folder: Path, out: Path, variant: Variant | None = None) -> list[Path]:
-    """Write NAME_encoder and NAME_decoder into the model repository `out`, made if it is not there; their folders.
+    """Write NAME_encoder and NAME_decoder into the model repository `out`, and return their folders.
 
     folder: an exported model. variant: "fp16" or "int8", which is added to NAME; float32 if None. Other models in `out`
     stay. Raises UsageError if one of these is there already, or `folder` has no such variant; ModelFileError,
@@ -42,21 +43,21 @@ def write_repository(folder: Path, out: Path, variant: Variant | None = None) ->
     }
     for model in graphs:
         if (out / model).exists():
-            raise UsageError(f"{out / model}: there already; remove it, or give another folder")
+            raise UsageError(f"{out / model}: already exists; remove it, or give another folder")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=out) as temporary:
         for model, (file, inputs, outputs) in graphs.items():
             version = Path(temporary) / model / "1"
             version.mkdir(parents=True)
             (version / "model.onnx").write_bytes(read_verified(folder / file, config.files[file]))
-            text = describe(model, inputs, outputs)
+            text = model_config(model, inputs, outputs)
             (version.parent / _CONFIG_FILE).write_text(text, encoding="utf-8")
         for model in graphs:
             shutil.move(Path(temporary) / model, out / model)
     return [out / model for model in graphs]
 
 
-def describe(name: str, inputs: Shapes, outputs: Shapes) -> str:
+def model_config(name: str, inputs: Shapes, outputs: Shapes) -> str:
     """The text of a config.pbtxt for float32 ports of (batch, *shape): Triton adds the batch to each shape itself.
 
     KIND_AUTO: an instance on each GPU, or on the CPU where there is none.

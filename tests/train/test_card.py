@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import pytest
 
+from vae_runtime.config import CARD_FILE
 from vae_runtime.errors import ModelFileError
-from vae_train.export.card_sections import CARD_FILE, write_chapter
+from vae_train.export.model_card import write_section
 
 
 def test_a_chapter_is_added_replaced_and_taken_out(tmp_path):
     card = tmp_path / CARD_FILE
     card.write_text("# model\n\nwords\n")
-    write_chapter(tmp_path, "one", "## A\n")
-    write_chapter(tmp_path, "two", "## B")
+    write_section(tmp_path, "one", "## A\n")
+    write_section(tmp_path, "two", "## B")
     both = card.read_text()
     assert both.startswith("# model\n\nwords\n\n<!-- written by one -->\n\n## A\n\n<!-- end of one -->\n\n<!-- written")
-    write_chapter(tmp_path, "one", "## A, again \\1")
+    write_section(tmp_path, "one", "## A, again \\1")
     assert card.read_text() == both.replace("## A", "## A, again \\1")
-    write_chapter(tmp_path, "one", "## A")
+    write_section(tmp_path, "one", "## A")
     assert card.read_text() == both
-    write_chapter(tmp_path, "one", "")
-    write_chapter(tmp_path, "two", "")
+    write_section(tmp_path, "one", "")
+    write_section(tmp_path, "two", "")
     assert card.read_text() == "# model\n\nwords\n"
 
 
 def test_a_model_without_a_card(tmp_path):
     with pytest.raises(ModelFileError, match=r"README\.md: cannot be read"):
-        write_chapter(tmp_path, "one", "text")
+        write_section(tmp_path, "one", "text")
