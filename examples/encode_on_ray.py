@@ -26,22 +26,27 @@ BATCH = 64
 
 
 def encode(vae: VAE, paths: list[str], files: list[bytes]) -> pa.Table:
-    """path, mu and logvar of each picture; those that are none are left out, and named on stderr."""
+    """path, mu and logvar of each picture; files that cannot be read are named on stderr and left out."""
     found, faces = [], []
     for path, data in zip(paths, files, strict=True):
         try:
             faces.append(vae.prepare(data)[0])
             found.append(path)
         except ImageError as error:
-            print(f"left out {path}: {error}", file=sys.stderr)
+            print(f"left out {path}: {str(error).removeprefix('images[0]: ')}", file=sys.stderr)
     size = vae.image_size
     codes = vae.encode(np.stack(faces) if faces else np.empty((0, size, size, 3), np.uint8))
     mu, logvar = (pa.FixedSizeListArray.from_arrays(code.ravel(), vae.latent_dim) for code in codes)
     return pa.table({"path": pa.array(found, pa.string()), "mu": mu, "logvar": logvar})
 
 
+def for_every_machine(model: str | None) -> str | None:
+    """A model as workers with another working folder find it: hf: addresses stay, paths become absolute."""
+    return model if model is None or model.startswith("hf:") else os.path.abspath(model)
+
+
 class Encoder:
-    """What a worker holds: the model, opened once."""
+    """A worker's state: the model, opened once."""
 
     def __init__(self, model: str | None, variant: Any) -> None:
         self.vae = VAE.load(model, variant=variant, device="cpu", threads=1)
@@ -67,7 +72,7 @@ def main() -> None:
     pictures = ray.data.read_binary_files(given.images, include_paths=True)
     codes = pictures.map_batches(
         Encoder,
-        fn_constructor_args=(given.model and os.path.abspath(given.model), given.variant),
+        fn_constructor_args=(for_every_machine(given.model), given.variant),
         batch_size=BATCH,
         batch_format="pyarrow",
         num_cpus=1,

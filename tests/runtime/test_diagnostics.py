@@ -120,10 +120,9 @@ def test_info_with_both_wheels(tmp_path):
 def test_the_probe_and_the_nodes(tiny):
     vae = VAE.load(tiny.folder, device="cpu")
     assert set(diagnostics.probe(vae)) == {"encode", "decode"}
-    assert diagnostics.nodes(vae, tiny.folder) == {
-        "nodes of encoder": "3 on CPUExecutionProvider",
-        "nodes of decoder": "3 on CPUExecutionProvider",
-    }
+    told = hasattr(devices.import_onnxruntime().InferenceSession, "get_provider_graph_assignment_info")
+    expected = {f"nodes of {graph}": "3 on CPUExecutionProvider" for graph in ("encoder", "decoder")}
+    assert diagnostics.nodes(vae, tiny.folder) == (expected if told else {})
 
 
 def test_no_word_without_a_driver():

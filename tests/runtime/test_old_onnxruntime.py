@@ -1,7 +1,6 @@
-"""The shipped graphs in the oldest ONNX Runtime that can read them, which pip fetches for this test alone.
+"""The oldest ONNX Runtime that pyproject.toml admits, which pip fetches for these tests alone.
 
-They are of opset 20 and IR version 10, and 1.18 is the first to know the latter. The package itself asks for a newer
-one, because holes were closed since.
+The shipped graphs are of opset 20 and IR version 10, and 1.18 is the first to know the latter.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,3 +43,24 @@ def test_the_shipped_graphs_draw_the_same_in_the_oldest(oldest, model):
     command = [sys.executable, "-c", CHECK, str(ROOT / "exported" / model)]
     done = subprocess.run(command, env=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_runtime_works_in_the_oldest(oldest):
+    """Its tests of sessions, of the verbs in Python and of the command line, with NumPy of that time."""
+    place = os.environ | {"PYTHONPATH": os.pathsep.join([str(oldest), str(ROOT)])}
+    tests = [
+        f"tests/runtime/test_{name}.py" for name in ("ort", "vae", "prior", "inversion", "runtime_cli", "cli_options")
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=ROOT, env=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_lower_bound_is_what_is_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    version = OLDEST[0].split("==")[1]
+    (needed,) = project["optional-dependencies"]["cpu"]
+    assert needed.startswith(f"onnxruntime>={version},")
+    assert any(needed.startswith("numpy>=1.26,") for needed in project["dependencies"])

@@ -215,7 +215,7 @@ def test_interpolate(tmp_path, options, pictures, ending, frames):
 def test_info(tiny, capsys):
     assert main(["info", str(tiny.folder), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    for text in ("onnxruntime", "tiny", "latent_dim 4", "runs on", "cpu", "CUDA", "NVIDIA driver", "first", "nodes of"):
+    for text in ("onnxruntime", "tiny", "latent_dim 4", "runs on", "cpu", "CUDA", "NVIDIA driver", "first"):
         assert text in printed
 
 

@@ -231,7 +231,8 @@ def _has(data: bytes, field: str) -> bool:
 def _check_scales(scales: Codes, count: int, dim: int) -> None:
     if scales.shape not in ((count, dim, dim), (1, dim, dim)):
         raise InputError(f"prior: scales {scales.shape}, expected {(count, dim, dim)}, or {(1, dim, dim)} for all")
-    if not (np.linalg.matrix_rank(scales) == dim).all():
+    singular = np.linalg.svd(scales, compute_uv=False).astype(np.float64)
+    if (singular.min(axis=1) <= singular.max(axis=1) * dim * np.finfo(np.float32).eps).any():
         raise InputError("prior: scales that are not invertible give no density; fit it again")
 
 
