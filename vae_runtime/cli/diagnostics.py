@@ -126,7 +126,7 @@ def probe(vae: VAE) -> dict[str, str]:
 
 
 def nodes(vae: VAE, folder: Path) -> dict[str, str]:
-    """For each graph, the number of nodes that each provider runs after ONNX Runtime's optimization; {} where it does not tell."""
+    """For each graph, the number of nodes that each provider runs; {} where ONNX Runtime is too old to tell."""
     ort = import_onnxruntime()
     if not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
         return {}
