@@ -38,10 +38,12 @@ def build_parser() -> Parser:
         f"{prog} walk -n 8 -o walk.webp",
         f"{prog} edit me.png --direction hair-blue -o edit.png",
         f"{prog} encode photos/ -o codes.npy",
+        f"{prog} adapt photos/ -o mine.npz && {prog} sample --prior mine.npz",
     )
     parser = Parser(prog, "Run an exported VAE through ONNX Runtime.", examples)
     _add_sample(parser)
     _add_walk(parser)
+    _add_adapt(parser)
     _add_reconstruct(parser)
     _add_interpolate(parser)
     _add_edit(parser)
@@ -132,6 +134,14 @@ def _add_encode(parser: Parser) -> None:
     _add_model(verb, "--model")
 
 
+def _add_adapt(parser: Parser) -> None:
+    text = "a prior fitted to your own pictures, 16 or more, without training: for sample and walk"
+    verb = parser.add_verb(_NEW, "adapt", text, commands.adapt)
+    verb.add_argument("images", nargs="+", type=existing_path, metavar="PATH", help="pictures, or folders of them")
+    verb.add_argument("-o", "--output", type=output(".npz"), default="prior.npz", help="the file to write")
+    _add_model(verb, "--model")
+
+
 def _add_info(parser: Parser) -> None:
     text = "what runs where, why not elsewhere, and the command that repairs it"
     _add_model(parser.add_verb(_MODELS, "info", text, commands.info))
@@ -160,6 +170,14 @@ def _box(text: str) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
+def _prior(text: str) -> str:
+    if text in ("model", "unit"):
+        return text
+    if not text.lower().endswith(".npz"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected model, unit or a .npz file")
+    return existing_file(text)
+
+
 def _add_model(verb: Parser, name: str = "model") -> None:
     """The model, as an option or as the positional argument, and how to open it."""
     positional = {} if name.startswith("-") else {"nargs": "?"}
@@ -177,8 +195,8 @@ def _add_sampling(verb: Parser) -> None:
     text = "the same seed gives the same faces (default: 0)"
     verb.add_argument("--seed", type=integer(0, 2**63 - 1), help=text)
     verb.add_argument("--temperature", type=number(0, 10), help="below 1 less varied, above 1 more (default: 1)")
-    text = "fitted at export, or N(0, I) (default: model)"
-    verb.add_argument("--prior", choices=("model", "unit"), help=text)
+    text = "model (fitted at export), unit (N(0, I)), or a .npz that adapt wrote (default: model)"
+    verb.add_argument("--prior", type=_prior, metavar="PRIOR", help=text)
 
 
 def _add_sheet(verb: Parser, default: str, *endings: str) -> None:

@@ -34,7 +34,7 @@ def place(tmp_path_factory):
     files[PRIOR_FILE] = hashlib.sha256(path.read_bytes()).hexdigest()
     dataclasses.replace(ModelConfig.load(folder / "model"), files=files).save(folder / "model")
     rng = np.random.default_rng(5)
-    for name in "abc":
+    for name in "abcdefghijklmnopqrst":
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{name}.png")
     mask = np.zeros((20, 20), np.uint8)
     mask[:, :10] = 255
@@ -48,6 +48,7 @@ BASE = {
     "walk": "walk --model model -o out.webp --steps 2",
     "reconstruct": "reconstruct a.png --model model -o out.png",
     "interpolate": "interpolate a.png b.png --model model -o out.webp",
+    "adapt": "adapt . --model model -o out.npz",
     "edit": "edit a.png --model model -o out.webp --direction z1",
     "invert": "invert a.png --model model -o out.png --steps 3",
     "inpaint": "inpaint a.png --model model --box 2,2,9,9 -o out.png --steps 3",

@@ -10,7 +10,7 @@ from hub_stand_in import hub
 from PIL import Image
 from tiny_model import DIM, SIZE
 
-from vae_runtime import VAE, InputError, figures, image_grid
+from vae_runtime import VAE, InputError, Prior, figures, image_grid
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
 
@@ -108,6 +108,36 @@ def test_a_box_that_is_none(box, options, pictures, capsys):
 def test_a_box_beyond_the_picture(options, pictures, tmp_path):
     with pytest.raises(InputError, match="reaches out of 20 x 20 pixels"):
         main(["inpaint", pictures[0], "--box", "15,0,6,6", "-o", str(tmp_path / "p.png"), *options])
+
+
+def test_adapt_fits_a_prior_that_sample_and_walk_take(tmp_path, options, tiny, rng, capsys):
+    (tmp_path / "mine").mkdir()
+    for index in range(20):
+        face = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+        Image.fromarray(face).save(tmp_path / "mine" / f"{index:02}.png")
+    (tmp_path / "mine" / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "mine.npz"
+    assert main(["adapt", str(tmp_path / "mine"), "-o", str(out), *options]) == 0
+    printed = capsys.readouterr()
+    assert "20 pictures" in printed.out
+    assert "broken.png" in printed.err
+    vae, prior = VAE.load(tiny.folder, device="cpu"), Prior.load(out)
+    main(["sample", "-n", "4", "--prior", str(out), "--scale", "1", "-o", str(tmp_path / "s.png"), *options])
+    np.testing.assert_array_equal(read(tmp_path / "s.png"), image_grid(vae.sample(4, rng=0, prior=prior)))
+    assert main(["walk", "-n", "2", "--steps", "1", "--prior", str(out), "-o", str(tmp_path / "w.png"), *options]) == 0
+    before = out.read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        main(["adapt", str(tmp_path / "mine"), "-o", str(out), *options])
+    assert out.read_bytes() == before
+    Prior.standard(DIM + 1).save(tmp_path / "wide.npz")
+    with pytest.raises(InputError, match=r"wide\.npz"):
+        main(["sample", "--prior", str(tmp_path / "wide.npz"), "-o", str(tmp_path / "s.png"), *options])
+
+
+def test_too_few_pictures_to_adapt(tmp_path, options, pictures):
+    with pytest.raises(InputError, match="16"):
+        main(["adapt", *pictures, "-o", str(tmp_path / "p.npz"), *options])
+    assert not (tmp_path / "p.npz").exists()
 
 
 def test_sample_takes_the_prior_that_is_named(tmp_path, options, tiny):
@@ -246,6 +276,10 @@ BAD = [
     ["encode", "missing"],
     ["encode", ".", "-o", "codes.npz"],
     ["encode", ".", "--batch", "0"],
+    ["adapt"],
+    ["adapt", ".", "-o", "prior.npy"],
+    ["sample", "--prior", "mine"],
+    ["sample", "--prior", "missing.npz"],
     ["push", "missing", "hf:a/b"],
     ["push", "."],
 ]

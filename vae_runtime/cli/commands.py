@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from vae_runtime.golden import Golden
 from vae_runtime.hub import push, resolve
 from vae_runtime.images import Pixels, load_image
 from vae_runtime.model import VAE
+from vae_runtime.ort.graph import MAX_BATCH
 from vae_runtime.ort.verify import read_verified
 from vae_runtime.picture_files import find_images
 from vae_runtime.prior import Prior
@@ -97,9 +99,39 @@ def reconstruct(arguments: argparse.Namespace) -> None:
 def sample(arguments: argparse.Namespace) -> None:
     vae = load(arguments)
     _check_output(arguments, vae, arguments.n)
-    given = {name: getattr(arguments, name) for name in ("temperature", "truncation", "prior")}
-    options = {name: value for name, value in given.items() if value is not None}
-    _write_sheet(vae.sample(arguments.n, arguments.seed or 0, **options), None, arguments)
+    codes = _prior(arguments, vae).sample(
+        arguments.n, arguments.seed or 0, _temperature(arguments), arguments.truncation
+    )
+    _write_sheet(vae.decode(codes), None, arguments)
+
+
+def _temperature(arguments: argparse.Namespace) -> float:
+    return 1.0 if arguments.temperature is None else float(arguments.temperature)
+
+
+def _prior(arguments: argparse.Namespace, vae: VAE) -> Prior:
+    """What --prior names: the model's own, N(0, I), or a file."""
+    if arguments.prior == "unit":
+        return Prior.standard(vae.latent_dim)
+    if arguments.prior in (None, "model"):
+        return vae.prior
+    prior = Prior.load(arguments.prior)
+    if prior.latent_dim != vae.latent_dim:
+        raise InputError(f"{arguments.prior}: for codes of {prior.latent_dim} numbers, this model has {vae.latent_dim}")
+    return prior
+
+
+def adapt(arguments: argparse.Namespace) -> None:
+    if arguments.output.exists():
+        raise InputError(f"{arguments.output}: exists already; choose another name")
+    vae = load(arguments)
+    unreadable: list[str] = []
+    found = find_images(arguments.images)
+    parts = progress(_read_ahead(vae, map(str, found), MAX_BATCH, unreadable), "adapt")
+    faces = [face for part in parts for _, face in part]
+    _report(unreadable + found.skipped)
+    prior = vae.fit_prior(faces)
+    print(f"{prior.save(arguments.output)}: a prior ({prior.kind}) fitted to {len(faces)} pictures")
 
 
 def interpolate(arguments: argparse.Namespace) -> None:
@@ -122,9 +154,7 @@ def walk(arguments: argparse.Namespace) -> None:
     if arguments.images:
         keys = vae.encode(arguments.images)[0]
     else:
-        prior = Prior.standard(vae.latent_dim) if arguments.prior == "unit" else vae.prior
-        temperature = 1.0 if arguments.temperature is None else arguments.temperature
-        keys = prior.sample(count, arguments.seed or 0, temperature)
+        keys = _prior(arguments, vae).sample(count, arguments.seed or 0, _temperature(arguments))
     codes = latent.path(keys, arguments.steps, arguments.method, closed=not arguments.open)
     faces = np.concatenate(list(progress(vae.iter_decode(codes), "walk", len(codes))))
     _write_frames(faces[:, None], arguments, columns=arguments.steps)
@@ -199,7 +229,7 @@ def encode(arguments: argparse.Namespace) -> None:
     unreadable: list[str] = []
     with _codes_file(arguments, vae, resume=arguments.resume) as codes:
         found = find_images(arguments.images, known=codes.done())
-        parts = prefetch(_read(vae, part, unreadable) for part in batches(map(str, found), arguments.batch))
+        parts = _read_ahead(vae, map(str, found), arguments.batch, unreadable)
         try:
             for part in progress(parts, "encode"):
                 if part:
@@ -207,11 +237,7 @@ def encode(arguments: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             print(f"interrupted: {codes.count} codes are saved; --resume continues with the rest", file=sys.stderr)
             raise
-    left_out = unreadable + found.skipped
-    for sentence in left_out[:_SHOWN]:
-        print(f"note: left out {sentence}", file=sys.stderr)
-    if len(left_out) > _SHOWN:
-        print(f"note: left out {len(left_out) - _SHOWN} more", file=sys.stderr)
+    _report(unreadable + found.skipped)
     if not codes.count:
         raise InputError(
             f"{', '.join(arguments.images)}: no pictures that can be read, so {codes.path} was not written"
@@ -222,6 +248,21 @@ def encode(arguments: argparse.Namespace) -> None:
 def _codes_file(arguments: argparse.Namespace, vae: VAE, resume: bool = False) -> CodesFile:
     model_id, variant = vae.config.model_id, vae.variant
     return CodesFile(arguments.output, vae.latent_dim, model_id=model_id, variant=variant, resume=resume)
+
+
+def _report(left_out: Sequence[str]) -> None:
+    """Name the files that were left out, the first of many."""
+    for sentence in left_out[:_SHOWN]:
+        print(f"note: left out {sentence}", file=sys.stderr)
+    if len(left_out) > _SHOWN:
+        print(f"note: left out {len(left_out) - _SHOWN} more", file=sys.stderr)
+
+
+def _read_ahead(
+    vae: VAE, names: Iterable[str], batch: int, unreadable: list[str]
+) -> Iterator[list[tuple[str, Pixels]]]:
+    """Names and prepared pictures, batch by batch, read in a thread of their own; see `_read`."""
+    return prefetch(_read(vae, part, unreadable) for part in batches(names, batch))
 
 
 def _read(vae: VAE, names: list[str], unreadable: list[str]) -> list[tuple[str, Pixels]]:
