@@ -310,6 +310,27 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def crop_parser() -> Parser:
+    parser = Parser(prog="python -m vae_train crop", description="Cut the faces out of pictures, ready for training.")
+    parser.add_argument("source", metavar="FOLDER", help="a folder or an archive of pictures")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write the faces into")
+    parser.add_argument("--min-side", type=integer(8, 4096), default=64, metavar="N", help="smallest face, in pixels")
+    parser.add_argument("--most", type=integer(1, 1000), default=10, metavar="N", help="faces of one picture")
+    parser.add_argument("--center", action="store_true", help="cut the central squares; look for no faces")
+    return parser
+
+
+def crop_command(arguments: Sequence[str]) -> int:
+    given = crop_parser().parse_args(arguments)
+
+    from vae_train.data import crop
+
+    detector = None if given.center else crop.load_detector()
+    done = crop.crop(given.source, given.out, detector, min_side=given.min_side, most=given.most)
+    print(crop.describe(done, given.out))
+    return 0 if done.faces else EXIT_FAILURE
+
+
 def main(arguments: Sequence[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else ("train", arguments)
     commands = {
@@ -319,6 +340,7 @@ def main(arguments: Sequence[str]) -> int:
         "triton": triton_command,
         "inverse": inverse_command,
         "evaluate": evaluate_command,
+        "crop": crop_command,
     }
     try:
         if command not in commands:
