@@ -64,6 +64,10 @@ class TrainingData:
     sha256: str
     """Digest of the content of the source."""
 
+    def __post_init__(self) -> None:
+        # A folder's name need not be UTF-8, but this file and the graphs' metadata are.
+        object.__setattr__(self, "name", self.name.encode("utf-8", "replace").decode())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -380,12 +380,12 @@ class VAE:
         mu, logvar = (np.concatenate(part) for part in zip(*parts, strict=True))
         return fit_prior(mu, logvar, rng)[0]
 
-    def face_of(self, text: str, temperature: float = 1.0) -> Pixels:
+    def face_of(self, text: str, temperature: float = 0.8) -> Pixels:
         """The face of a name or any other text: uint8 (S, S, 3), the same for the same text, whatever its case.
 
         Its code is a draw from `VAE.prior` that is seeded by the text, equal to the last bit on every machine and in
         the browser (`vae_runtime.prior.text_code`); its pixels differ by at most 1 of 255 between machines. Another
-        model, or another prior, gives other faces. temperature: below 1 nearer to the average face.
+        model, or another prior, gives other faces. temperature: see `sample`; below 1 for cleaner faces.
         """
         face: Pixels = self.decode(text_code(text, self.prior, temperature))[0]
         return face

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vae_runtime.errors import ImageError, InputError, ModelFileError
-from vae_runtime.files import write_atomically
+from vae_runtime.files import sync, write_atomically
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class CodesFile:
         self._rows.write(np.ascontiguousarray(codes, "<f4").tobytes())
         for file in (self._names, self._rows):
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         self.count += len(names)
         self._write_header()
 

@@ -9,7 +9,7 @@ const INVERSE_FACTORIALS = Array.from({ length: 14 }, (_, n) => 1 / Array.from({
  * prior: { weights, means, scales, spreads, flow }, arrays of float32 in rows, as vae.js unpacks them; the last three may
  * be missing. A page needs a secure context (https or localhost) for crypto.subtle.
  */
-export async function textCode(text, prior, dim, temperature = 1) {
+export async function textCode(text, prior, dim, temperature = 0.8) {
   const stream = await bytesOf(fold(text), 4 + 2 * UNIFORMS * dim);
   const { weights, means, scales, spreads, flow } = prior;
   const share = stream.getUint32(0) / 4294967296;

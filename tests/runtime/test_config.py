@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import pytest
 from tiny_model import tiny_config
 
-from vae_runtime.config import CONFIG_FILE, ModelConfig
+from vae_runtime.config import CONFIG_FILE, ModelConfig, TrainingData
 from vae_runtime.errors import ConfigError, ModelFileError, VAEError
 
 
@@ -94,6 +95,14 @@ def test_hostile_texts_are_refused(text):
 def test_numbers_that_are_not_finite_are_refused(number):
     with pytest.raises(ConfigError):
         ModelConfig.from_json(changed().replace('"sigma": 0.1', f'"sigma": {number}'))
+
+
+def test_a_source_whose_name_is_not_utf8_can_be_written(tmp_path):
+    data = TrainingData(name=os.fsdecode(b"caf\xe9"), count=1, sha256="0" * 64)
+    config = dataclasses.replace(ModelConfig.from_json(changed()), training_data=data)
+    config.save(tmp_path)
+    assert ModelConfig.load(tmp_path) == config
+    assert config.training_data.name.startswith("caf")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -40,7 +40,7 @@ _LARGEST = 700.0
 _INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(14)]
 
 
-def text_code(text: str, prior: Prior, temperature: float = 1.0) -> Codes:
+def text_code(text: str, prior: Prior, temperature: float = 0.8) -> Codes:
     """A draw from `prior` that depends on `text` and `temperature` alone: float32 (latent_dim,).
 
     temperature: 0 to 10, as in `Prior.sample`. Raises InputTypeError for what is not a str, InputError for a text that
