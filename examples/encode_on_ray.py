@@ -3,8 +3,8 @@
     pip install -e ".[cpu]" "ray[data]"
     python examples/encode_on_ray.py faces/ codes/ --workers 8
 
-Each worker is a process that opens the model once and keeps one core busy. The folder may be anything that Ray Data
-reads, s3:// among them. `encode` knows nothing of Ray: one machine and a hundred run the same function.
+Each worker is a process that loads the model once and keeps one core busy. The folder may be anything that Ray Data
+reads, such as s3://. `encode` does not depend on Ray: one machine and a hundred run the same function.
 """
 
 from __future__ import annotations
@@ -57,17 +57,19 @@ class Encoder:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Encode a folder of pictures on Ray Data.")
-    parser.add_argument("images", help="a folder, or an address that Ray Data reads")
-    parser.add_argument("out", help="the folder of the Parquet files; older ones in it stay")
-    parser.add_argument("--model", help="a folder or hf:owner/name, the same on each machine; else the bundled one")
-    parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller graphs, where the model has them")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; fewer than a cluster's cores")
-    parser.add_argument("--address", help="of a Ray cluster; else this machine alone")
+    parser.add_argument("images", help="a folder, or a URL that Ray Data reads")
+    parser.add_argument("out", help="folder for the Parquet files; existing ones stay")
+    parser.add_argument(
+        "--model", help="a folder, the same on each machine, or hf:owner/name (default: the bundled model)"
+    )
+    parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller graphs, if the model has them")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: the number of cores)")
+    parser.add_argument("--address", help="of a Ray cluster (default: this machine alone)")
     given = parser.parse_args()
     if given.address:
         ray.init(given.address)
     else:
-        # One more than workers: what reads and writes the files needs a place, or all wait for each other.
+        # One more than workers: reading and writing files needs a core, too, or everything waits for everything.
         ray.init(num_cpus=given.workers + 1, include_dashboard=False)
     pictures = ray.data.read_binary_files(given.images, include_paths=True)
     codes = pictures.map_batches(

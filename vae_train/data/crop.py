@@ -101,7 +101,7 @@ def crop(
         try:
             picture = load_image(read())
         except (ImageError, OSError) as error:
-            done.skipped.append(f"{name}: {str(error).removeprefix('bytes: ')}")
+            done.skipped.append(f"{name}: {str(error).removeprefix('image: ')}")
             continue
         done.pictures += 1
         boxes = detector(picture)[:most] if detector else [_center(picture)]

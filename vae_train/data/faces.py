@@ -243,7 +243,7 @@ def _decode_into(writer: Writer, pictures: PictureSource, image_size: int) -> No
                 pixels, key = task.result()
             # Beside ImageError: what disks and archives say of a member, in the classes of zlib and lzma too.
             except Exception as error:
-                reason = str(error).removeprefix("bytes: ") or type(error).__name__
+                reason = str(error).removeprefix("image: ") or type(error).__name__
                 writer.unreadable.append(f"{picture}: {reason}")
             else:
                 writer.add(picture, pixels, key)
