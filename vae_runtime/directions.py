@@ -22,7 +22,7 @@ class Directions:
     """Directions by name. Strength 1 is one standard deviation of the codes along them, which is their length."""
 
     names: tuple[str, ...]
-    """What each is called, "smile"."""
+    """Names, as "smile"."""
     vectors: NDArray[np.float32]
     """(n, latent_dim)"""
 
@@ -37,17 +37,17 @@ class Directions:
                 f"n from 1 to {MAX_DIRECTIONS}"
             )
         if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-            raise InputError("directions: a vector is zero or not finite; fit it again")
+            raise InputError("directions: expected finite, nonzero vectors; fit them again")
         if len(set(self.names)) != len(self.names) or not all(name and name.isprintable() for name in self.names):
-            raise InputError(f"directions: the names {self.names[:8]} are empty, doubled or not printable")
+            raise InputError(f"directions: the names {self.names[:8]} are empty, repeated or not printable")
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """The vector (latent_dim,) of a name; InputError proposes the nearest name for one that is not there."""
+        """The vector (latent_dim,) of a name; InputError suggests the nearest name for an unknown one."""
         if name in self.names:
             vector: NDArray[np.float32] = self.vectors[self.names.index(name)]
             return vector
         near = difflib.get_close_matches(str(name), self.names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.names[:20])}"
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(self.names[:20])}"
         raise InputError(f"direction: got {name!r}; {hint}")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -56,7 +56,7 @@ class Directions:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Directions:
-        """Read what `save` wrote; ModelFileError for anything else, InputError for numbers that are no directions."""
+        """Read what `save` wrote; ModelFileError for anything else, InputError for invalid values."""
         return cls.from_bytes(read_file(path), str(path))
 
     @classmethod
@@ -71,7 +71,7 @@ class Neighbors:
     """Known faces, by name."""
 
     names: tuple[str, ...]
-    """What each is called, "avatars/0/17"."""
+    """Names, as "avatars/0/17"."""
     codes: NDArray[np.float32]
     """mu of each: (n, latent_dim)"""
 
@@ -83,7 +83,7 @@ class Neighbors:
         if codes.ndim != 2 or len(codes) != len(self.names) or not len(codes):
             raise InputError(f"neighbors: {len(self.names)} names and codes {codes.shape}, expected n >= 1 of both")
         if not np.isfinite(codes).all():
-            raise InputError("neighbors: a code is not finite; encode the faces again")
+            raise InputError("neighbors: expected finite codes; encode the faces again")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a .npz without pickle; the same faces give the same bytes."""

@@ -1,46 +1,46 @@
-"""The project's errors: one root, and each class is also the builtin that a caller would expect."""
+"""Errors of this project: one root class, and each subclass is also a fitting builtin."""
 
 from __future__ import annotations
 
 
 class VAEError(Exception):
-    """Root of every error that this project raises on purpose."""
+    """Base class of all errors that this project raises on purpose."""
 
 
 class ImageError(VAEError, ValueError):
-    """A picture that cannot be read, or that is refused before it is decoded."""
+    """A picture that cannot be read, or is refused before it is decoded."""
 
 
 class ImageNotFoundError(ImageError, FileNotFoundError):
-    """The path of a picture leads nowhere."""
+    """The path of a picture does not exist."""
 
 
 class ImagePermissionError(ImageError, PermissionError):
-    """The file of a picture may not be read."""
+    """No permission to read the file of a picture."""
 
 
 class InputError(VAEError, ValueError):
-    """An array, latent, seed or number with the wrong shape, kind or range."""
+    """An array, code, seed or number of the wrong shape, type or range."""
 
 
 class InputTypeError(VAEError, TypeError):
-    """An argument of a type that the function does not take."""
+    """An argument of an unsupported type."""
 
 
 class ImageArrayError(ImageError, InputError):
-    """An array that is no picture: another type than uint8, or another shape than (H, W, 3)."""
+    """An array that is not a picture: not uint8, or not of the shape (H, W, 3)."""
 
 
 class ImageTypeError(ImageError, InputTypeError):
-    """An object that is no picture, nor the path or the bytes of one."""
+    """An object that is not a picture, nor its path, bytes or file object."""
 
 
 class ConfigError(VAEError, ValueError):
-    """A config.json that is not exactly what this version writes."""
+    """An invalid config.json, or one of a newer format."""
 
 
 class ModelFileError(VAEError, OSError):
-    """A model folder whose files are missing, damaged or not from one export."""
+    """A file of a model that is missing, damaged or of another export."""
 
 
 class HubError(VAEError, OSError):
@@ -48,7 +48,7 @@ class HubError(VAEError, OSError):
 
 
 class DeviceError(VAEError, RuntimeError):
-    """A device that was asked for by name and cannot be had."""
+    """A device that was requested by name and is not available."""
 
 
 class RuntimeMissingError(VAEError, ImportError):
@@ -56,4 +56,4 @@ class RuntimeMissingError(VAEError, ImportError):
 
 
 class DeviceWarning(UserWarning):
-    """`device="auto"` runs on the CPU; the text names the cause and the remedy."""
+    """`device="auto"` runs on the CPU; the message names the cause and the remedy."""

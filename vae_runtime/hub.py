@@ -1,4 +1,4 @@
-"""Models from and to the Hugging Face Hub through huggingface_hub, which keeps the cache and honours HF_HUB_OFFLINE."""
+"""Where models come from and go to: the bundled one, folders, and the Hugging Face Hub through huggingface_hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parse_address(address: str) -> tuple[str, str | None]:
 def download(address: str, kind: Literal["model", "dataset"], patterns: Sequence[str]) -> Path:
     """The local folder with the files of a Hub repository that match `patterns`; fetched once, then cached.
 
-    Raises InputError for a bad address, RuntimeMissingError without huggingface_hub, HubError when the Hub says no or
+    Raises InputError for a bad address, RuntimeMissingError without huggingface_hub, HubError when the Hub refuses or
     cannot be reached.
     """
     repository, revision = parse_address(address)
@@ -43,10 +43,10 @@ def download(address: str, kind: Literal["model", "dataset"], patterns: Sequence
 
 
 def push(folder: Path, address: str, files: Sequence[str], private: bool = False) -> str:
-    """Put `files` of `folder` into a model repository, made if it is not there; the address of the commit.
+    """Upload `files` of `folder` to a model repository, created if missing; returns the URL of the commit.
 
-    The token is the one of `hf auth login` or of $HF_TOKEN. Raises InputError for a bad address or one with a revision,
-    RuntimeMissingError without huggingface_hub, HubError when the Hub says no or cannot be reached.
+    Uses the token of `hf auth login` or of $HF_TOKEN. Raises InputError for a bad address or one with a revision,
+    RuntimeMissingError without huggingface_hub, HubError when the Hub refuses or cannot be reached.
     """
     repository, revision = parse_address(address)
     if revision is not None:

@@ -20,9 +20,9 @@ Method: TypeAlias = Literal["slerp", "lerp"]
 PathMethod: TypeAlias = Literal["slerp", "lerp", "catmull-rom"]
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""Where `logvar` is cut before it is exponentiated, in training as here: exp(20/2) is 22026, far from overflow."""
+"""`logvar` is clipped to this range before exp, in training as here: exp(20/2) is 22026, far below overflow."""
 MAX_STEPS = 100_000
-"""Most points that one interpolation may have."""
+"""Most points of one interpolation."""
 
 _PARALLEL = 1e-6  # radians: below, lerp differs from slerp by less than 1e-13
 _OPPOSITE = 1e-3  # radians from 180 degrees: above, the plane of rotation is well defined
@@ -36,7 +36,7 @@ def reparameterize(mu: ArrayLike, logvar: ArrayLike, rng: Rng = None) -> Array:
     """z = mu + exp(logvar / 2) * eps with eps ~ N(0, I): a draw from q(z|x) (Kingma & Welling 2014, section 2.4).
 
     mu, logvar: (..., latent_dim). rng: seed, generator or None. Returns z of the same shape.
-    `logvar` is cut to `LOGVAR_RANGE`, as in training. The same seed gives the same bits.
+    `logvar` is clipped to `LOGVAR_RANGE`, as in training. The same seed gives the same bits.
     """
     mean, log_variance = as_pair(mu, logvar, ("mu", "logvar"))
     eps = make_rng(rng).standard_normal(mean.shape)
@@ -48,7 +48,7 @@ def kl_divergence(mu: ArrayLike, logvar: ArrayLike) -> NDArray[np.float64]:
     """KL(N(mu, diag(exp(logvar))) || N(0, I)) = 1/2 sum(exp(logvar) + mu^2 - 1 - logvar), in nats.
 
     mu, logvar: (..., latent_dim). Returns float64 (...), summed over the last axis, never negative
-    (Kingma & Welling 2014, appendix B). `logvar` is cut to `LOGVAR_RANGE`, as in training.
+    (Kingma & Welling 2014, appendix B). `logvar` is clipped to `LOGVAR_RANGE`, as in training.
     """
     mean, log_variance = (part.astype(np.float64) for part in as_pair(mu, logvar, ("mu", "logvar")))
     log_variance = np.clip(log_variance, *LOGVAR_RANGE)
@@ -142,18 +142,18 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int = 8, method: Method = "sl
 
 
 def path(keys: ArrayLike, steps: int = 8, method: PathMethod = "catmull-rom", closed: bool = False) -> Array:
-    """A way through all `keys` (k, d), k >= 2, with `steps` points from each key to the next.
+    """A path through all `keys` (k, d), k >= 2, with `steps` points from each key to the next.
 
-    method: "catmull-rom", which is smooth in the keys too (uniform spline; Catmull & Rom 1974), or "slerp" or "lerp"
-    piece by piece. Open: ((k - 1) * steps + 1, d), from the first key to the last. closed: (k * steps, d), back to
-    the first key and without it at the end, so that it can be played round and round. Every key is met exactly.
+    method: "catmull-rom", smooth at the keys as well (uniform spline; Catmull & Rom 1974), or "slerp" or "lerp"
+    between keys. Open: ((k - 1) * steps + 1, d), from the first key to the last. closed: (k * steps, d), back to
+    the first key, which is not repeated at the end, so that the path loops. Every key is met exactly.
     """
     corners = as_codes(keys, name="keys")
     count = check_count(steps, "steps", 1, MAX_STEPS)
     if method not in ("catmull-rom", "slerp", "lerp"):
         raise InputError(f"method: got {method!r}, expected 'catmull-rom', 'slerp' or 'lerp'")
     if len(corners) < 2 or len(corners) * count > MAX_STEPS:
-        raise InputError(f"keys: got {len(corners)} with {count} steps each, expected 2 keys up to {MAX_STEPS} points")
+        raise InputError(f"keys: got {len(corners)} with {count} steps each, expected 2 or more and {MAX_STEPS} points")
     times = np.arange(count) / count
     pieces = []
     for index in range(len(corners) if closed else len(corners) - 1):
@@ -205,6 +205,6 @@ def traverse(z: ArrayLike, index: int, values: ArrayLike) -> Array:
 
 
 def analogy(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Array:
-    """a - b + c: what `a` has over `b`, given to `c` (Mikolov et al. 2013; on faces Radford, Metz, Chintala 2016)."""
+    """a - b + c: the difference of `a` and `b`, added to `c` (Mikolov et al. 2013; for faces Radford et al. 2016)."""
     first, second = as_pair(a, b, ("a", "b"))
     return np.asarray(first - second + as_pair(a, c, ("a", "c"))[1])

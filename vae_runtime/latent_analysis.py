@@ -18,12 +18,12 @@ def pca_directions(codes: ArrayLike, count: int = 8) -> tuple[Array, Array]:
     """The `count` directions along which `codes` (n, d) vary most, and the share of the variance that each holds.
 
     Returns float32 (count, d), each as long as the standard deviation along it, and float64 (count,). The sign of each
-    is such that its number of largest size is positive.
+    makes its element of largest magnitude positive.
     """
     points = as_codes(codes, name="codes").astype(np.float64)
     number = check_count(count, "count", 1, min(points.shape[1], max(1, len(points) - 1)))
-    centred = points - points.mean(axis=0)
-    variances, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(points) - 1))
+    centered = points - points.mean(axis=0)
+    variances, vectors = np.linalg.eigh(centered.T @ centered / max(1, len(points) - 1))
     order = np.argsort(variances)[::-1][:number]
     axes = vectors.T[order]
     axes *= np.sign(axes[np.arange(number), np.abs(axes).argmax(axis=1)])[:, None]
@@ -39,7 +39,7 @@ def attribute_direction(
 
     codes: (n, d). labels: (n,), numbers or booleans, not all equal. method: "mean" takes the mean of the codes above
     the mean label minus that of the others (Larsen et al. 2016). "ridge" regresses the label on the code,
-    w = (X^T X + penalty I)^-1 X^T y with X and y centred, which keeps attributes apart that occur together.
+    w = (X^T X + penalty I)^-1 X^T y with X and y centered, which separates attributes that occur together.
     """
     points = as_codes(codes, name="codes").astype(np.float64)
     marks = as_latent(np.asarray(labels) + 0, "labels").astype(np.float64)  # + 0: booleans are labels too
@@ -47,25 +47,25 @@ def attribute_direction(
         raise InputError(f"labels: got the shape {marks.shape}, expected ({len(points)},) with at least two values")
     if not (np.isfinite(penalty) and penalty > 0):
         raise InputError(f"penalty: got {penalty}, expected a number > 0")
-    centred, target = points - points.mean(axis=0), marks - marks.mean()
+    centered, target = points - points.mean(axis=0), marks - marks.mean()
     if method == "mean":
-        way = points[target > 0].mean(axis=0) - points[target <= 0].mean(axis=0)
+        vector = points[target > 0].mean(axis=0) - points[target <= 0].mean(axis=0)
     elif method == "ridge":
-        way = np.linalg.solve(centred.T @ centred + penalty * np.eye(points.shape[1]), centred.T @ target)
+        vector = np.linalg.solve(centered.T @ centered + penalty * np.eye(points.shape[1]), centered.T @ target)
     else:
         raise InputError(f"method: got {method!r}, expected 'mean' or 'ridge'")
-    unit, length = to_unit_length(way)
+    unit, length = to_unit_length(vector)
     if length == 0:
         raise InputError("labels: the codes do not differ between them, so there is no direction")
-    return np.asarray(unit * (centred @ unit).std(), np.float32)
+    return np.asarray(unit * (centered @ unit).std(), np.float32)
 
 
 def nearest(
     query: ArrayLike, codes: ArrayLike, count: int = 5, metric: Metric = "euclidean"
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The `count` rows of `codes` (n, d) nearest to each code of `query` (m, d): their places and distances (m, count).
+    """The `count` rows of `codes` (n, d) nearest to each code of `query` (m, d): indices and distances (m, count).
 
-    The nearest comes first, equal ones in the order of `codes`. metric: "euclidean", or "cosine": 1 - cos of the angle.
+    Nearest first, ties in the order of `codes`. metric: "euclidean", or "cosine": 1 - cos of the angle.
     """
     points = as_codes(codes, name="codes").astype(np.float64)
     asked = as_codes(query, points.shape[1], "query").astype(np.float64)
@@ -83,7 +83,7 @@ def nearest(
 
 
 def percentile(scores: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
-    """How many percent of the `reference` scores (n,) are smaller than each of `scores`, equal ones counted half."""
+    """Percentage of the `reference` scores (n,) below each of `scores`; equal ones count half."""
     known, asked = as_latent(reference, "reference").astype(np.float64), as_latent(scores, "scores")
     if known.ndim != 1 or len(known) == 0:
         raise InputError(f"reference: got the shape {known.shape}, expected (n,) with n >= 1")

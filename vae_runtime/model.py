@@ -1,4 +1,4 @@
-"""class VAE: two graphs and their config behind the verbs encode, decode, reconstruct, sample, interpolate, edit."""
+"""class VAE: an encoder, a decoder and a config behind verbs such as encode, decode, sample, interpolate and edit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -57,9 +58,9 @@ T = TypeVar("T")
 OnError: TypeAlias = Literal["raise", "skip"]
 
 MAX_CODE = 1e6
-"""Largest number of a code that is decoded: far beyond any prior, and far from the overflow of float32."""
+"""Largest absolute value of a code that is decoded: far beyond any prior, far below the overflow of float32."""
 MAX_CODE_FP16 = 1e3
-"""The same for the variant fp16, whose inner numbers may reach 65504."""
+"""The same for the variant fp16, whose activations overflow at 65504."""
 
 
 class VAE:
@@ -69,10 +70,9 @@ class VAE:
     it is first used), prior (Prior), directions (Directions or None), neighbors (Neighbors or None), device ("cpu",
     "cuda:0"), variant (None, "fp16", "int8").
 
-    One object serves many threads. It can be pickled: what is stored is the folder, which is opened again and its
-    digests checked. A forked child opens sessions of its own (it must leave by
-    os._exit, as multiprocessing does: ONNX Runtime 1.32 hangs at the exit of a child that was forked after its import).
-    `with VAE.load() as vae:` frees the sessions at the end.
+    Safe to call from many threads. Pickling stores the folder, which is opened and verified again when unpickled.
+    A forked child opens its own sessions; it must leave by os._exit, as multiprocessing does, because ONNX Runtime 1.32
+    hangs at the exit of a child that was forked after its import. `with VAE.load() as vae:` frees the sessions.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class VAE:
         variant: Variant | None = None,
         prior: Prior | str | os.PathLike[str] | None = None,
     ) -> None:
-        """Open the model in `folder`; `VAE.load` finds it and says which errors there are."""
+        """Open the model in `folder`; see `VAE.load`, which also finds it."""
         self._folder, self._options, self.variant = folder.absolute(), options, variant
         self.config = config = ModelConfig.load(folder)
         picture = (config.channels, config.image_size, config.image_size)
@@ -122,17 +122,17 @@ class VAE:
         """Open a model.
 
         model: None for the bundled one, a folder, or "hf:owner/name[@revision]" (needs the extra `hub`).
-        variant: None for float32, which answers the same everywhere; "fp16" or "int8" where the model has it: smaller
-        graphs, with answers a little off; its card says how much, and where they are faster. Never chosen by itself.
+        variant: None for float32; "fp16" or "int8" where the model has it: smaller graphs, slightly different answers.
+        The model's card says how different, and where they are faster. Never chosen automatically.
         prior: a Prior, or the .npz of one, in place of the model's own; see `fit_prior`.
-        device: "cpu", "cuda" or "cuda:n" (strict: DeviceError if it cannot be had), or "auto": what $VAE_DEVICE says;
-        else CUDA where a session really runs on it, else the CPU with one DeviceWarning that names the cause.
-        providers: the expert's door, ONNX Runtime's provider list as it takes it, strict, instead of `device`.
-        threads: CPU cores to use, all that the process may use if None; a server with a worker a core takes 1.
-        tensorrt: TensorRT on the CUDA device; the first run of each model builds an engine (minutes), kept in
+        device: "cpu", "cuda" or "cuda:n" (strict: DeviceError if not available), or "auto": $VAE_DEVICE if set, else
+        CUDA where a session really runs on it, else the CPU with one DeviceWarning that names the cause.
+        providers: a provider list for ONNX Runtime in place of `device`, strict; for experts.
+        threads: CPU threads (default: all cores that the process may use); 1 for a server with a worker per core.
+        tensorrt: TensorRT on the CUDA device; the first run of each model builds an engine (minutes), cached in
         $ANIME_VAE_CACHE. cuda_graph: replay CUDA graphs, for many small batches.
 
-        Every digest of config.json is checked before a graph is opened. Raises ModelFileError, ConfigError,
+        The digests in config.json are verified before a file is used. Raises ModelFileError, ConfigError,
         DeviceError, InputError, HubError, RuntimeMissingError.
         """
         options = DeviceOptions(
@@ -143,7 +143,7 @@ class VAE:
         return cls(resolve(model, variant), options, variant, prior)
 
     def _graphs_of_variant(self) -> tuple[str, str]:
-        """The files of encoder and decoder; ModelFileError if this model, or this copy of it, is without them."""
+        """The files of encoder and decoder; ModelFileError if this model, or this copy of it, lacks them."""
         files = graph_files(self.variant)
         if self.variant is not None:
             if not self.config.files.keys() >= set(files):
@@ -154,8 +154,8 @@ class VAE:
             for file in files:
                 if not (self._folder / file).exists():
                     raise ModelFileError(
-                        f"{self._folder / file}: named in {CONFIG_FILE} and not in this copy of the model; "
-                        f"take the whole folder for variant={self.variant!r}, or load it with variant=None"
+                        f"{self._folder / file}: named in {CONFIG_FILE}, missing in this copy of the model; "
+                        f"download all files for variant={self.variant!r}, or load it with variant=None"
                     )
         return files
 
@@ -165,16 +165,16 @@ class VAE:
         if graph.metadata.get("model_id") != config.model_id:
             raise ModelFileError(
                 f"{path}: of the model {graph.metadata.get('model_id')!r}, config.json says {config.model_id!r}; "
-                "take all files from one export"
+                "use files of one export"
             )
         if graph.summary.opset != config.opset:
             raise ModelFileError(
-                f"{path}: opset {graph.summary.opset}, config.json says {config.opset}; take both from one export"
+                f"{path}: opset {graph.summary.opset}, config.json says {config.opset}; use files of one export"
             )
         return graph
 
     def _beside(self, file: str, parse: Callable[[bytes, str], Any], dim: Callable[[Any], int]) -> Any:
-        """What a file beside the graphs holds, its digest and its latent_dim checked."""
+        """The parsed content of a file beside the graphs, with its digest and its latent_dim verified."""
         path = self._folder / file
         try:
             found = parse(read_verified(path, self.config.files[file]), str(path))
@@ -191,7 +191,7 @@ class VAE:
         ), ()
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()  # in a forked child: a thread that is not there may have held it
+        self._lock = threading.Lock()  # a thread of the parent, which the child lacks, may have held it
 
     def __enter__(self) -> VAE:
         return self
@@ -222,7 +222,7 @@ class VAE:
         """
         if not self.has_inverse:
             raise ModelFileError(
-                f"{self._folder}: has no {INVERSE_FILE}, which this needs; python -m vae_train inverse FOLDER adds it"
+                f"{self._folder}: has no {INVERSE_FILE}, which this needs; add it by python -m vae_train inverse FOLDER"
             )
         with self._lock:
             if self._closed:
@@ -253,7 +253,7 @@ class VAE:
         return f"VAE({self.config.name!r}, image_size={size}, latent_dim={dim}, device={self.device!r})"
 
     def warmup(self, *batches: int) -> None:
-        """Run both graphs once for each batch size, 1 and 64 if none is given: the first call is the slow one."""
+        """Run both graphs once for each batch size (default: 1 and 64), because first runs are slow."""
         for batch in batches or (1, MAX_BATCH):
             count = check_count(batch, "batches", 1, MAX_BATCH)
             self.reconstruct(np.zeros((count, self.image_size, self.image_size, 3), np.uint8))
@@ -261,8 +261,8 @@ class VAE:
     def prepare(self, images: Images) -> Pixels:
         """The pictures as the model sees them: uint8 (n, S, S, 3), each cut to its central square and resampled.
 
-        images: one picture or any iterable of them; see `vae_runtime.images.load_image` for what a picture is.
-        An error names the position of the picture that caused it.
+        images: one picture or any iterable of pictures, each as `vae_runtime.load_image` takes it. An error names the
+        position of its picture.
         """
         return prepare(images, self.image_size)
 
@@ -274,21 +274,21 @@ class VAE:
     def decode(self, z: ArrayLike) -> Pixels:
         """The pictures of codes z (n, latent_dim) or (latent_dim,): uint8 (n, S, S, 3).
 
-        Raises InputTypeError or InputError, with the first index, for what is no finite number within `MAX_CODE`, or
-        `MAX_CODE_FP16` for that variant.
+        Raises InputTypeError or InputError, with the first index, for non-finite values and those beyond `MAX_CODE`
+        (`MAX_CODE_FP16` for that variant).
         """
         codes, largest = as_codes(z, self.latent_dim), MAX_CODE_FP16 if self.variant == "fp16" else MAX_CODE
         if codes.size and max(codes.max(), -codes.min()) > largest:
             row, column = np.argwhere(np.abs(codes) > largest)[0]
             raise InputError(
-                f"z: {codes[row, column]:g} at index ({row}, {column}), expected numbers within {largest:g}, "
-                "as codes are of the size of 1"
+                f"z: {codes[row, column]:g} at index ({row}, {column}), expected absolute values up to {largest:g}; "
+                "codes are of the order of 1"
             )
         (pictures,) = self.decoder.run(np.ascontiguousarray(codes, dtype=np.float32), postprocess=to_pixels)
         return pictures
 
     def reconstruct(self, images: Images) -> Pixels:
-        """decode(mu): no noise, so the same picture gives the same answer every time. uint8 (n, S, S, 3)."""
+        """decode(mu), without noise: uint8 (n, S, S, 3), deterministic."""
         return self.decode(self.encode(images)[0])
 
     def iter_prepare(
@@ -391,33 +391,36 @@ class VAE:
         return face
 
     def interpolate(self, a: ImageSource, b: ImageSource, steps: int = 8, method: Method = "slerp") -> Pixels:
-        """The way from picture `a` to picture `b` through latent space: uint8 (steps, S, S, 3), ends included."""
+        """Pictures between `a` and `b` by interpolation of their codes: uint8 (steps, S, S, 3), both ends included."""
         check_count(steps, "steps", 2, latent.MAX_STEPS)
         mu, _ = self.encode([a, b])
         return self.decode(latent.interpolate(mu[0], mu[1], steps, method))
 
     def direction(self, name: str | ArrayLike) -> NDArray[np.float32]:
-        """A direction (latent_dim,): of the model's file by its name, "z7" for latent 7 alone, or an array as it is.
+        """A direction (latent_dim,): one of the model's by name, "z7" for latent 7 alone, or an array (latent_dim,).
 
-        Strength 1 along a named one is a standard deviation of the codes; along "z7" it is one of N(0, I).
+        Strength 1 along a named direction is a standard deviation of the codes; along "z7" it is one of N(0, I).
         """
         if not isinstance(name, str):
-            return np.asarray(as_codes(name, self.latent_dim, "direction")[0], np.float32)
+            vectors = as_codes(name, self.latent_dim, "direction")
+            if len(vectors) != 1:
+                raise InputError(f"direction: got the shape {vectors.shape}, expected ({self.latent_dim},)")
+            return np.asarray(vectors[0], np.float32)
         if self.directions is not None and name in self.directions.names:
             return np.asarray(self.directions[name], np.float32)
-        if name[:1] == "z" and name[1:].isascii() and name[1:].isdigit():
-            index = check_count(int(name[1:6]), "direction", 0, self.latent_dim - 1)
+        if re.fullmatch("z[0-9]{1,6}", name):
+            index = check_count(int(name[1:]), "direction", 0, self.latent_dim - 1)
             single: NDArray[np.float32] = np.eye(self.latent_dim, dtype=np.float32)[index]
             return single
         if self.directions is not None:
             self.directions[name]  # raises, with the nearest name
         raise InputError(
-            f"direction: got {name!r}, this model has no named ones; expected an array ({self.latent_dim},) "
+            f"direction: got {name!r}, but this model has no named directions; expected an array ({self.latent_dim},) "
             f"or 'z0' to 'z{self.latent_dim - 1}' for a single latent"
         )
 
     def edit(self, images: Images, direction: str | ArrayLike, strength: float = 1.0) -> Pixels:
-        """decode(mu + strength * direction): uint8 (n, S, S, 3). strength 0 is `reconstruct`, negative goes back.
+        """decode(mu + strength * direction): uint8 (n, S, S, 3). strength 0 is `reconstruct`; it may be negative.
 
         direction: see `VAE.direction`.
         """
@@ -429,17 +432,17 @@ class VAE:
     def nearest(
         self, images: Images, count: int = 5, metric: Metric = "euclidean"
     ) -> tuple[list[list[str]], Pixels, NDArray[np.float64]]:
-        """The known faces most like each picture, the nearest first: names [n][count], their pictures uint8
+        """The known faces most similar to each picture, nearest first: names [n][count], their pictures uint8
         (n, count, S, S, 3) as this model decodes them, and distances (n, count) between the codes.
 
-        The known faces are `neighbors`, which a model has whose pictures may be shown; InputError if it has none. For
-        faces of your own: `vae_runtime.latent.nearest`, with their codes.
+        The known faces are `VAE.neighbors`; InputError if the model has none. For faces of your own use
+        `vae_runtime.nearest` with their codes.
         """
         known = self.neighbors
         if known is None:
             raise InputError(
-                f"nearest: the model {self.config.name!r} comes without known faces; "
-                "encode your own and take vae_runtime.latent.nearest"
+                f"nearest: the model {self.config.name!r} has no known faces; "
+                "encode your own and call vae_runtime.nearest"
             )
         places, distances = latent_analysis.nearest(self.encode(images)[0], known.codes, count, metric)
         faces = self.decode(known.codes[places.ravel()]).reshape(*places.shape, self.image_size, self.image_size, 3)
@@ -448,35 +451,37 @@ class VAE:
     def invert(self, images: Images, mask: Masks | None = None, steps: int = 200, *, temperature: float = 1.0) -> Codes:
         """The most probable codes of pictures: argmax over z of p(x|z)^(1/temperature) p(z), float32 (n, latent_dim).
 
-        p(x|z) = N(decode(z), sigma^2 I) over the pixels that are known, sigma that of config.json; p(z) is `prior`. The
-        way starts at the encoder's mu and is `steps` steps of Adam, 0 to 10,000, the same each time.
-        `vae.decode(vae.invert(noisy))` is a noisy picture without its noise, which the decoder cannot draw.
+        p(x|z) = N(decode(z), sigma^2 I) over the known pixels, with sigma of config.json; p(z) is `VAE.prior`. Starts
+        at the encoder's mu and takes `steps` steps of Adam, 0 to 10,000; deterministic. `vae.decode(vae.invert(noisy))`
+        denoises, because the decoder cannot draw noise.
 
-        mask: True, or brighter than 127, where a picture is hidden; None if all is known. A bool or uint8 array (H, W),
-        a path, bytes or a PIL image, as large as the picture, or (S, S) for the picture as `prepare` returns it. One
-        for all pictures, or an iterable or a bool array (n, H, W) with one for each. What is hidden has no influence.
-        temperature: how many neighbouring pixels count as one, 1 to 1e6. At 1 the picture is as close as can be. More
-        makes the code more like those of other faces: see `inpaint`.
+        mask: what is hidden, None for nothing. A bool array (H, W), True where hidden; or a picture as `load_image`
+        takes it, hidden where it is opaque if it has transparency, else where it is brighter than 127 (or 1, if all is
+        0 or 1). As large as the picture, or (S, S) for the picture as `prepare` returns it. One mask for all pictures,
+        or an iterable or a bool array (n, H, W) of one for each. Hidden pixels have no influence. A mask that hides
+        nothing or everything is an InputError.
+        temperature: how many neighboring pixels count as one, 1 to 1e6. 1 is closest to the picture; higher values are
+        closer to the prior, see `inpaint`.
 
         Raises InputError, ImageError, and ModelFileError if the model has no inverse.onnx.
         """
         return self._invert(*self.prepare_masked(images, mask), steps, temperature)
 
     def inpaint(self, images: Images, mask: Masks, steps: int = 200, *, temperature: float = 16.0) -> Pixels:
-        """The pictures with what `mask` hides painted anew: uint8 (n, S, S, 3).
+        """The pictures with the hidden part filled in: uint8 (n, S, S, 3).
 
         Known pixels are those of `prepare`, bit by bit; hidden ones are those of decode(invert(images, mask, ...)).
-        Errors of neighbouring pixels are alike, so taken one by one (temperature 1) they outvote the prior, and what
-        they do not show is no face any more; 16 counts each 4 x 4 as one. Arguments and errors: see `invert`.
+        Errors of neighboring pixels are correlated: counted one by one (temperature 1) they outweigh the prior, and the
+        hidden part stops looking like a face; 16 counts each 4 x 4 block as one. Arguments and errors: see `invert`.
         """
         pixels, hidden = self.prepare_masked(images, mask)
         return np.where(hidden[..., None], self.decode(self._invert(pixels, hidden, steps, temperature)), pixels)
 
     def upscale(self, images: Images, side: int, steps: int = 200) -> Pixels:
-        """Large pictures of which small ones are the means of blocks: uint8 (n, S, S, 3), super-resolution.
+        """Super-resolution: pictures (n, S, S, 3), uint8, whose block means are the small pictures.
 
-        The small pictures are `images`, cut to the central square and resampled to side x side pixels, where they have
-        another size; side must divide S. The large ones are decoded from their most probable codes, as in `invert`.
+        The small pictures are the central squares of `images`, resampled to side x side pixels; side must divide S.
+        The large ones are decoded from their most probable codes, as in `invert`.
         """
         if self.image_size % check_count(side, "side", 1, self.image_size):
             raise InputError(f"side: got {side}, expected a divisor of the model's {self.image_size}")
@@ -497,10 +502,10 @@ class VAE:
         return prepare_masked(images, mask, self.image_size)
 
     def anomaly_score(self, images: Images) -> NDArray[np.float64]:
-        """How little each picture is like the training data, float64 (n,), in nats: the negative ELBO at z = mu.
+        """How unlike the training data each picture is, float64 (n,), in nats: the negative ELBO at z = mu.
 
         D/2 log(2 pi sigma^2) + |x - decode(mu)|^2 / (2 sigma^2) + KL(q(z|x) || N(0, I)), with x in [0, 1] and the sigma
-        of config.json. Compare it with the scores of known faces through `vae_runtime.latent.percentile`.
+        of config.json. Compare it with the scores of known faces by `vae_runtime.percentile`.
         """
         pixels = self.prepare(images)
         mu, logvar = self.encode(pixels)

@@ -62,7 +62,7 @@ def test_a_copy_of_the_model_without_its_variants(model):
         for file in graph_files(variant):
             (folder / file).unlink()
     assert VAE.load(folder, device="cpu").variant is None
-    with pytest.raises(ModelFileError, match=r"encoder\.fp16\.onnx: named in config\.json and not in this copy"):
+    with pytest.raises(ModelFileError, match=r"encoder\.fp16\.onnx"):
         VAE.load(folder, variant="fp16", device="cpu")
 
 
@@ -76,7 +76,7 @@ def test_a_damaged_variant_is_refused_when_it_is_opened(model):
 def test_fp16_takes_no_codes_that_float16_cannot_follow(model):
     folder, code = model[None].folder, np.full(DIM, 2000.0)
     assert VAE.load(folder, device="cpu").decode(code).shape == (1, SIZE, SIZE, 3)
-    with pytest.raises(InputError, match=r"z: 2000 at index \(0, 0\), expected numbers within 1000"):
+    with pytest.raises(InputError, match=r"z: 2000 at index \(0, 0\), .*1000"):
         VAE.load(folder, variant="fp16", device="cpu").decode(code)
 
 

@@ -174,6 +174,12 @@ def test_extras_of_another_size_or_content_are_refused(tmp_path, extra):
         VAE.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize("direction", [np.zeros((2, DIM)), np.zeros(DIM + 1), "z", "z4", "z0000012", "z99999999999"])
+def test_what_is_no_direction_of_this_model_is_refused(vae, direction):
+    with pytest.raises(InputError, match="direction"):
+        vae.direction(direction)
+
+
 @pytest.mark.parametrize("former", [{"prior": "prior.npz"}, {"prior": "prior.npz", "directions": None}])
 def test_a_config_that_names_its_prior_by_a_key_still_loads(tmp_path, former):
     folder = with_extras(build_model(tmp_path / "m").folder, prior=Prior([1.0], np.ones((1, DIM))))
