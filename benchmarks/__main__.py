@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks parity | inference | training."""
+"""The command line: python -m benchmarks parity | inference | training | gpu."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import inference, parity, runtimes, training
+from benchmarks import gpu, inference, parity, runtimes, training
 from vae_runtime import VAE, ModelFileError
 from vae_runtime.cli.arguments import (
     EXIT_FAILURE,
@@ -68,7 +68,23 @@ def build_parser() -> Parser:
     verb.add_argument("--preset", choices=tuple(PRESETS), help="default: each of them")
     verb.add_argument("--seconds", type=number(1, 600), default=15.0, help="time for each loop")
     add_device(verb)
+    text = "all of it on one device, each result kept at once: parity, inference, training; into a folder"
+    verb = parser.add_verb(_GROUP, "gpu", text, run_gpu)
+    verb.add_argument("model", nargs="?", help=_MODEL)
+    verb.add_argument("--out", type=Path, default=Path("gpu-results"), help="the folder of the results")
+    verb.add_argument("--data", default=TrainConfig.data, help="as for training")
+    verb.add_argument("--seconds", type=number(0.1, 600), default=15.0, help="time for each loop and row")
+    batches = ",".join(map(str, gpu.BATCHES))
+    verb.add_argument("--batches", type=integers(1, 4096), default=list(gpu.BATCHES), help=f"default: {batches}")
+    verb.add_argument("--steps", type=_steps, default=list(gpu.STEPS), help=f"default: {','.join(gpu.STEPS)}")
+    verb.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command")
     return parser
+
+
+def _steps(text: str) -> list[str]:
+    if unknown := [name for name in text.split(",") if name not in gpu.STEPS]:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(gpu.STEPS)}")
+    return text.split(",")
 
 
 def run_parity(arguments: argparse.Namespace) -> int:
@@ -117,6 +133,23 @@ def run_training(arguments: argparse.Namespace) -> None:
         config = make_config({"data": arguments.data, "preset": preset, "sharpness": 0.0})
         rows, ceiling = training.measure(config, str(device), arguments.seconds)
         print(training.as_table(rows, ceiling, training.describe_machine(config, device)), end="\n\n", flush=True)
+
+
+def run_gpu(arguments: argparse.Namespace) -> int:
+    check_source(arguments.data)
+    settings = gpu.Settings(
+        resolve(arguments.model),
+        arguments.data,
+        choose_device(arguments.device),
+        arguments.seconds,
+        arguments.out,
+        tuple(arguments.batches),
+    )
+    failed = gpu.run(settings, {name: gpu.STEPS[name] for name in arguments.steps})
+    print(settings.out / "report.md")
+    for name in failed:
+        print(f"failed: {name}")
+    return EXIT_FAILURE if failed else 0
 
 
 def main(arguments: Sequence[str]) -> int:

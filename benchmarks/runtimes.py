@@ -129,15 +129,20 @@ def first_line(error: Exception) -> str:
 
 
 class VaeRuntime(LocalRuntime):
-    """`vae_runtime` on the CPU."""
+    """`vae_runtime` on the CPU, or on CUDA with its inputs and outputs bound to the GPU's memory."""
 
-    name = "vae_runtime"
+    def __init__(self, device: str = "cpu", cuda_graph: bool = False) -> None:
+        self.device, self.cuda_graph = device, cuda_graph
+        self.tolerance = FLOAT32 if device == "cpu" else TF32
+        self.name = "vae_runtime" if device == "cpu" else f"vae_runtime CUDA{', CUDA graphs' if cuda_graph else ''}"
 
     def version(self) -> str:
+        if self.device != "cpu" and (reason := why_not_cuda()):
+            raise RuntimeMissingError(reason)
         return f"on onnxruntime {import_onnxruntime().__version__}"
 
     def open(self, graph: GraphFile, threads: int) -> Run:
-        options = DeviceOptions(device="cpu", threads=threads)
+        options = DeviceOptions(device=self.device, threads=threads, cuda_graph=self.cuda_graph)
         return Graph(graph.data, self.name, graph.inputs, graph.outputs, options).run
 
 
@@ -487,6 +492,8 @@ def for_parity(modules: Path) -> list[Runtime]:
     """Runtimes that the graphs must agree in. modules: a folder `node_modules`."""
     return [
         VaeRuntime(),
+        VaeRuntime("cuda"),
+        VaeRuntime("cuda", cuda_graph=True),
         Onnxruntime("onnxruntime CPU"),
         Onnxruntime("onnxruntime CUDA", CUDA, TF32),
         Onnxruntime("onnxruntime TensorRT", TENSORRT, TF32),
@@ -501,6 +508,14 @@ def for_parity(modules: Path) -> list[Runtime]:
         Web(modules, "wasm"),
         Web(modules, "webgpu"),
     ]
+
+
+def for_device(device: str) -> list[LocalRuntime]:
+    """ONNX Runtime in all the ways in which it uses a device, "cpu" or "cuda"."""
+    if device == "cpu":
+        return [VaeRuntime(), Onnxruntime("onnxruntime CPU")]
+    bare = [Onnxruntime("onnxruntime CUDA", CUDA, TF32), Onnxruntime("onnxruntime TensorRT", TENSORRT, TF32)]
+    return [VaeRuntime(device), VaeRuntime(device, cuda_graph=True), *bare]
 
 
 def for_speed() -> list[LocalRuntime]:
