@@ -37,12 +37,14 @@ def build_parser() -> Parser:
         f"{prog} sample -n 16 --seed 7 -o faces.png",
         f"{prog} walk -n 8 -o walk.webp",
         f"{prog} edit me.png --direction hair-blue -o edit.png",
+        f'{prog} avatar "Ada Lovelace" -o ada.png',
         f"{prog} encode photos/ -o codes.npy",
         f"{prog} adapt photos/ -o mine.npz && {prog} sample --prior mine.npz",
     )
     parser = Parser(prog, "Run an exported VAE through ONNX Runtime.", examples)
     _add_sample(parser)
     _add_walk(parser)
+    _add_avatar(parser)
     _add_adapt(parser)
     _add_reconstruct(parser)
     _add_interpolate(parser)
@@ -134,6 +136,15 @@ def _add_encode(parser: Parser) -> None:
     _add_model(verb, "--model")
 
 
+def _add_avatar(parser: Parser) -> None:
+    text = "the face of a name or any text, the same on every machine"
+    verb = parser.add_verb(_NEW, "avatar", text, commands.avatar)
+    verb.add_argument("texts", nargs="+", metavar="TEXT", help="a name; several give a sheet")
+    verb.add_argument("--temperature", type=number(0, 10), default=0.8, help="below 1 less varied, above 1 more")
+    _add_prior(verb)
+    _add_sheet(verb, "avatar.png", ".png")
+
+
 def _add_adapt(parser: Parser) -> None:
     text = "a prior fitted to your own pictures, 16 or more, without training: for sample and walk"
     verb = parser.add_verb(_NEW, "adapt", text, commands.adapt)
@@ -170,6 +181,11 @@ def _box(text: str) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
+def _add_prior(verb: Parser) -> None:
+    text = "model (fitted at export), unit (N(0, I)), or a .npz that adapt wrote (default: model)"
+    verb.add_argument("--prior", type=_prior, metavar="PRIOR", help=text)
+
+
 def _prior(text: str) -> str:
     if text in ("model", "unit"):
         return text
@@ -195,8 +211,7 @@ def _add_sampling(verb: Parser) -> None:
     text = "the same seed gives the same faces (default: 0)"
     verb.add_argument("--seed", type=integer(0, 2**63 - 1), help=text)
     verb.add_argument("--temperature", type=number(0, 10), help="below 1 less varied, above 1 more (default: 1)")
-    text = "model (fitted at export), unit (N(0, I)), or a .npz that adapt wrote (default: model)"
-    verb.add_argument("--prior", type=_prior, metavar="PRIOR", help=text)
+    _add_prior(verb)
 
 
 def _add_sheet(verb: Parser, default: str, *endings: str) -> None:

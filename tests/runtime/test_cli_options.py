@@ -48,6 +48,7 @@ BASE = {
     "walk": "walk --model model -o out.webp --steps 2",
     "reconstruct": "reconstruct a.png --model model -o out.png",
     "interpolate": "interpolate a.png b.png --model model -o out.webp",
+    "avatar": "avatar Ada --model model -o out.png",
     "adapt": "adapt . --model model -o out.npz",
     "edit": "edit a.png --model model -o out.webp --direction z1",
     "invert": "invert a.png --model model -o out.png --steps 3",

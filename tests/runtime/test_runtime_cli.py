@@ -110,6 +110,12 @@ def test_a_box_beyond_the_picture(options, pictures, tmp_path):
         main(["inpaint", pictures[0], "--box", "15,0,6,6", "-o", str(tmp_path / "p.png"), *options])
 
 
+def test_avatar_draws_the_face_of_a_text(tmp_path, options, tiny):
+    vae, out = VAE.load(tiny.folder, device="cpu"), tmp_path / "a.png"
+    assert main(["avatar", "Ada", "顔", "--scale", "1", "-o", str(out), *options]) == 0
+    np.testing.assert_array_equal(read(out), image_grid(np.stack([vae.face_of("Ada"), vae.face_of("顔")])))
+
+
 def test_adapt_fits_a_prior_that_sample_and_walk_take(tmp_path, options, tiny, rng, capsys):
     (tmp_path / "mine").mkdir()
     for index in range(20):
@@ -277,6 +283,7 @@ BAD = [
     ["encode", ".", "-o", "codes.npz"],
     ["encode", ".", "--batch", "0"],
     ["adapt"],
+    ["avatar"],
     ["adapt", ".", "-o", "prior.npy"],
     ["sample", "--prior", "mine"],
     ["sample", "--prior", "missing.npz"],

@@ -25,7 +25,7 @@ from vae_runtime.model import VAE
 from vae_runtime.ort.graph import MAX_BATCH
 from vae_runtime.ort.verify import read_verified
 from vae_runtime.picture_files import find_images
-from vae_runtime.prior import Prior
+from vae_runtime.prior import Prior, text_code
 from vae_runtime.stream import CodesFile, batches, prefetch
 
 _SCALE, _FPS, _WALK_FACES = 4, 12.0, 8  # defaults
@@ -119,6 +119,14 @@ def _prior(arguments: argparse.Namespace, vae: VAE) -> Prior:
     if prior.latent_dim != vae.latent_dim:
         raise InputError(f"{arguments.prior}: for codes of {prior.latent_dim} numbers, this model has {vae.latent_dim}")
     return prior
+
+
+def avatar(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    _check_output(arguments, vae, len(arguments.texts))
+    prior = _prior(arguments, vae)
+    codes = [text_code(text, prior, arguments.temperature) for text in arguments.texts]
+    _write_sheet(vae.decode(np.stack(codes)), None, arguments)
 
 
 def adapt(arguments: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ def why_cpu() -> str:
 def device_line(vae: VAE) -> str:
     """Where a model runs: "cpu, 2 threads (CPUExecutionProvider of ONNX Runtime 1.32.0)"."""
     providers = ", ".join(vae.encoder.session.get_providers())
-    threads = f", {vae.encoder.threads} threads" if vae.device == "cpu" else ""
+    threads = f", {vae.encoder.threads} thread{'s' if vae.encoder.threads > 1 else ''}" if vae.device == "cpu" else ""
     return f"{vae.device}{threads} ({providers} of ONNX Runtime {import_onnxruntime().__version__})"
 
 
