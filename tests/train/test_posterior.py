@@ -9,6 +9,7 @@ import vae_runtime
 from vae_runtime.config import DIRECTIONS_FILE, PRIOR_FILE
 from vae_train.config import TrainConfig
 from vae_train.data.faces import load_faces
+from vae_train.data.labels import avatar_labels
 from vae_train.engine.train import train
 from vae_train.errors import UsageError
 from vae_train.evaluation.evaluate import evaluate, open_model
@@ -76,7 +77,7 @@ def test_directions_find_labels_and_colours(rng):
         "hair_color": np.array(["BLACK", "BLONDE", "BLUE"])[hair].tolist(),
         "beard": ["NONE"] * n,
     }
-    found = fit_directions(codes(mu, 0.1), pixels, labels)
+    found = fit_directions(codes(mu, 0.1), pixels, avatar_labels(labels), measure_hair=True)
     assert {"pca-1", "glasses", "hair-black", "hair-blue", "hair-bluish", "brightness"} <= set(found.names)
     assert "beard" not in found.names  # nobody has one
     for name, place in (("glasses", 1), ("hair-blue", 4), ("hair-bluish", 4)):
@@ -84,6 +85,25 @@ def test_directions_find_labels_and_colours(rng):
         assert vector.argmax() == place, name
         assert vector[place] / np.linalg.norm(vector) > 0.9
         assert np.linalg.norm(vector) == pytest.approx((mu @ vector / np.linalg.norm(vector)).std(), rel=0.01)
+
+
+def test_labels_of_some_faces_are_directions_and_nothing_about_hair_is_built_in(rng):
+    n = 900
+    kind, known = rng.integers(0, 3, n), rng.random(n) < 0.7
+    mu = rng.normal(0, 0.3, (n, 6))
+    mu[:, 2] += 2.0 * (kind == 1)
+    mu[:, 3] += 2.0 * (kind == 2)
+    names = ["Tabby", "Maine Coon", "Siamese"]
+    labels = {
+        "breed": [names[each] if seen else None for each, seen in zip(kind, known, strict=True)],
+        "asleep": ["yes" if each == 2 else "no" for each in kind],
+    }
+    pixels = rng.integers(0, 256, (n, 3, 8, 8)).astype(np.uint8)
+    found = fit_directions(codes(mu, 0.1), pixels, labels)
+    others = {name for name in found.names if not name.startswith("pca-")}
+    assert others == {"breed-tabby", "breed-maine-coon", "breed-siamese", "asleep", "brightness"}
+    for name, place in (("breed-maine-coon", 2), ("breed-siamese", 3), ("asleep", 3)):
+        assert found[name].argmax() == place, name
 
 
 def test_codes_are_those_of_the_encoder(rng):

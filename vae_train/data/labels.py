@@ -137,3 +137,14 @@ def join_labels(parts: Sequence[tuple[Labels, int]]) -> Labels:
     """The labels of several sets as those of one; parts: the labels and the number of pictures of each."""
     names = {name: None for labels, _ in parts for name in labels}
     return {name: [value for labels, count in parts for value in labels.get(name, [None] * count)] for name in names}
+
+
+def avatar_labels(attributes: Labels) -> Labels:
+    """The attributes of drawn avatars as columns that show: whether there are glasses, a beard, a hat; two colors."""
+    switches = {name: attributes[name] for name in ("glasses", "beard", "hat") if name in attributes}
+    colors = {"hair": attributes.get("hair_color"), "skin": attributes.get("skin")}
+    shown: Labels = {
+        name: [None if value is None else str(value != "NONE").lower() for value in values]
+        for name, values in switches.items()
+    }
+    return shown | {name: values for name, values in colors.items() if values is not None}

@@ -7,6 +7,7 @@ section 4).
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from vae_runtime.latent import reparameterize
 from vae_runtime.latent_analysis import attribute_direction, pca_directions
 from vae_runtime.prior import Prior
 from vae_train.data.faces import Faces
-from vae_train.data.labels import Labels
+from vae_train.data.labels import Labels, avatar_labels
+from vae_train.data.sources import AVATARS
 from vae_train.export.fit_flow import fit_flow
 from vae_train.model.metrics import sliced_wasserstein
 from vae_train.model.networks import VAE
@@ -43,6 +45,7 @@ _FLOOR = 1e-4  # added to variances, for numerical stability
 _TIED_FLOOR = 1e-3  # the same for whitened points
 _FLOW_CODES = 4000  # fewest pictures for a flow, which has more parameters than a mixture
 _COMPARED = 1000  # most pictures that samples are compared with
+_SWITCHES = (("false", "true"), ("no", "yes"), ("0", "1"))
 _FEWEST = 50  # pictures with an attribute, and without it, that make it a direction
 
 
@@ -138,8 +141,8 @@ def _fit(points: NDArray[np.floating], count: int, kind: str, floor: float, seed
     return model.weights_[order] / model.weights_.sum(), model.means_[order], model.covariances_[order]
 
 
-def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: Labels) -> Directions:
-    """Named directions: the principal ones, and those of labels and of colors.
+def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: Labels, measure_hair: bool = False) -> Directions:
+    """Named directions: the principal ones, and those of labels, of the brightness and, if asked for, of hair colors.
 
     pixels, uint8 (n, 3, S, S), and the columns of `labels` have the rows of `train`. The direction of a label is the
     difference of class means: a regression would find one along which codes, and so images, hardly vary. Colors of a
@@ -147,37 +150,51 @@ def fit_directions(train: Codes, pixels: NDArray[np.uint8], labels: Labels) -> D
     """
     axes, _ = pca_directions(train.mu, min(PCA, train.mu.shape[1], len(train.mu) - 1))
     found = {f"pca-{number + 1}": axis for number, axis in enumerate(axes) if axis.any()}
-    for name, marks in _label_targets(labels).items():
-        found[name] = attribute_direction(train.mu, marks, method="mean")
-    for name, marks in _color_targets(pixels).items():
+    for name, marks in label_targets(labels).items():
+        known = ~np.isnan(marks)
+        found[name] = attribute_direction(train.mu[known], marks[known], method="mean")
+    for name, marks in (_brightness(pixels) | (_hair(pixels) if measure_hair else {})).items():
         if np.ptp(marks) > 0 and name not in found:
             found[name] = attribute_direction(train.mu, marks, method="ridge", penalty=float(len(train.mu)) / 100)
     return Directions(tuple(found), np.stack(list(found.values())))
 
 
-def _label_targets(labels: Labels) -> dict[str, NDArray[np.floating]]:
-    """Attribute -> 1 for the faces that have it: any glasses, beard or hat; hair and skin by color."""
+def label_targets(labels: Labels) -> dict[str, NDArray[np.floating]]:
+    """Name of a direction -> 1 for the faces that have the value, 0 for the others, NaN where it is not known.
+
+    The column "hair" gives "hair-blue" for the value "blue"; a column of yes and no gives one direction with its name.
+    Values of few faces give none.
+    """
     marks: dict[str, NDArray[np.floating]] = {}
-    for attribute in ("glasses", "beard", "hat"):
-        if attribute in labels:
-            marks[attribute] = np.array([value not in (None, "NONE") for value in labels[attribute]], np.float64)
-    for attribute, prefix in (("hair_color", "hair"), ("skin", "skin")):
-        values = labels.get(attribute, [])
-        for value in sorted({value for value in values if value is not None}):
-            marks[f"{prefix}-{value.lower().replace('_', '-')}"] = np.array([each == value for each in values], float)
-    return {name: each for name, each in marks.items() if _FEWEST <= each.sum() <= len(each) - _FEWEST}
+    for column, values in labels.items():
+        known = sorted({value for value in values if value is not None})
+        yes_and_no = tuple(value.lower() for value in known) in _SWITCHES
+        for value in known[1:] if yes_and_no else known:
+            name = _slug(column) if yes_and_no else f"{_slug(column)}-{_slug(value)}"
+            marks[name] = np.array([np.nan if each is None else each == value for each in values], np.float64)
+    return {
+        name: each
+        for name, each in marks.items()
+        if _FEWEST <= np.nansum(each) <= np.count_nonzero(~np.isnan(each)) - _FEWEST
+    }
 
 
-def _color_targets(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
-    """Attribute -> its measured value: brightness of the picture; brightness and color of the hair region."""
+def _slug(text: str) -> str:
+    """ "DARK_BROWN" -> "dark-brown" """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def _brightness(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
+    parts = [pixels[start : start + 4096].mean((1, 2, 3), dtype=np.float64) for start in range(0, len(pixels), 4096)]
+    return {"brightness": np.concatenate(parts)}
+
+
+def _hair(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
+    """Brightness and color of the place where drawn faces have hair."""
     side = pixels.shape[-1]
     top = np.array(pixels[:, :, side // 16 : side // 4, side // 4 : -side // 4]).mean((2, 3), dtype=np.float64)
-    whole = np.concatenate(
-        [pixels[start : start + 4096].mean((1, 2, 3), dtype=np.float64) for start in range(0, len(pixels), 4096)]
-    )
     red, green, blue = top.T
     return {
-        "brightness": whole,
         "hair-bright": top.mean(1),
         "hair-reddish": red - (green + blue) / 2,
         "hair-greenish": green - (red + blue) / 2,
@@ -195,14 +212,16 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> tuple[Pri
     rows = np.flatnonzero(~held_out)
     pixels = faces.pixels[~held_out]
     train, test = encode(network, pixels), encode(network, faces.pixels[held_out])
-    labels = {name: [values[row] for row in rows] for name, values in faces.labels.items()}
+    is_drawn = faces.name == AVATARS
+    columns = avatar_labels(faces.labels) if is_drawn else faces.labels
+    labels = {name: [values[row] for row in rows] for name, values in columns.items()}
     prior, scores = fit_prior(train, test)
     if len(pixels) >= _FLOW_CODES and network.latent_dim > 1:  # a coupling splits a code in two
         seen = [train, encode(network, pixels[..., ::-1])] if mirrored else [train]
         flow = fit_flow(np.concatenate([each.mu for each in seen]), np.concatenate([each.logvar for each in seen]))
         scores["flow"] = float(flow.log_prob(draw(test)).mean())
         prior = closest_prior(network, [prior, flow], pixels)
-    return prior, fit_directions(train, pixels, labels), scores
+    return prior, fit_directions(train, pixels, labels, measure_hair=is_drawn), scores
 
 
 def closest_prior(network: VAE, priors: Sequence[Prior], pixels: NDArray[np.uint8], seed: int = 0) -> Prior:
