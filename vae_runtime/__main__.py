@@ -51,7 +51,9 @@ def build_parser() -> Parser:
     _add_edit(parser)
     _add_invert(parser)
     _add_inpaint(parser)
+    _add_upscale(parser)
     _add_encode(parser)
+    _add_nearest(parser)
     _add_info(parser)
     _add_check(parser)
     _add_push(parser)
@@ -124,6 +126,26 @@ def _add_inpaint(parser: Parser) -> None:
     where.add_argument("--box", type=_box, metavar="X,Y,W,H", help="where to paint, in pixels of the picture")
     _add_steps(verb)
     _add_sheet(verb, "inpainted.png", ".png")
+
+
+def _add_upscale(parser: Parser) -> None:
+    text = "super-resolution: small pictures above the large ones that explain them"
+    verb = parser.add_verb(_YOURS, "upscale", text, commands.upscale)
+    verb.add_argument("images", nargs="+", type=existing_file, metavar="IMAGE", help="small pictures of faces")
+    verb.add_argument("--side", type=integer(1, 1024), default=16, help="resample them to this side first, in pixels")
+    _add_steps(verb)
+    _add_sheet(verb, "upscaled.png", ".png")
+
+
+def _add_nearest(parser: Parser) -> None:
+    text = "the most similar known faces: a row for each picture, distances and names on stdout"
+    verb = parser.add_verb(_CODES, "nearest", text, commands.nearest)
+    verb.add_argument("images", nargs="+", type=existing_file, metavar="IMAGE", help="pictures of faces")
+    text = "search in a .npy that encode wrote; default: the known faces of the model"
+    verb.add_argument("--codes", type=existing_file, metavar="FILE", help=text)
+    verb.add_argument("-n", type=integer(1, 64), default=5, help="number of faces for each picture")
+    verb.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean", help="distance between codes")
+    _add_sheet(verb, "nearest.png", ".png")
 
 
 def _add_encode(parser: Parser) -> None:

@@ -229,6 +229,11 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
         raise ModelFileError(f"{names_path}: not a file of names ({str(error)[:160]})") from error
 
 
+def check_codes(path: str | os.PathLike[str], model_id: str, variant: str | None = None) -> None:
+    """Raise InputError unless this model and variant made the codes of a file that `CodesFile` wrote."""
+    _check_origin(Path(path).with_suffix(".names.jsonl"), {"model_id": model_id, "variant": variant}, alone=False)
+
+
 def _check_origin(names_path: Path, origin: dict[str, str | None], alone: bool) -> None:
     """Raise unless the names file says that this model made its codes. alone: there are no codes for its names."""
     try:

@@ -39,6 +39,9 @@ def place(tmp_path_factory):
     mask = np.zeros((20, 20), np.uint8)
     mask[:, :10] = 255
     Image.fromarray(mask).save(folder / "mask.png")
+    for name, pictures in (("known", "*.png"), ("few", "[abc].png")):
+        paths = [str(path) for path in sorted(folder.glob(pictures)) if path.name != "mask.png"]
+        main(["encode", *paths, "-o", str(folder / f"{name}.npy"), "--model", str(folder / "model"), "--device", "cpu"])
     Directions(("smile", "frown"), np.eye(DIM)[:2]).save(folder / "d.npz")
     return folder
 
@@ -54,6 +57,8 @@ BASE = {
     "invert": "invert a.png --model model -o out.png --steps 3",
     "inpaint": "inpaint a.png --model model --box 2,2,9,9 -o out.png --steps 3",
     "encode": "encode a.png b.png --model model -o out.npy",
+    "upscale": "upscale a.png --side 4 --steps 3 --model model -o out.png",
+    "nearest": "nearest a.png -n 2 --codes known.npy --model model -o out.png",
     "info": "info model",
     "check": "check model",
 }
@@ -82,6 +87,10 @@ FOR_VERB = {
     ("edit", "--directions"): "d.npz --direction smile",
     ("invert", "--steps"): "9",
     ("inpaint", "--steps"): "9",
+    ("upscale", "--side"): "2",
+    ("upscale", "--steps"): "9",
+    ("nearest", "--metric"): "cosine",
+    ("nearest", "--codes"): "few.npy",
     ("inpaint", "--mask"): "mask.png",
 }
 ELSEWHERE = {"--help", "--output", "--batch", "--resume", "--private"}
@@ -136,7 +145,7 @@ def test_every_option_of_every_verb_acts(verb, option, place, capsys, monkeypatc
     assert plain[0] in (0, None)
     for other in found:
         assert other != plain
-        assert option == "--device" or other[0] in (0, None) or verb == "check"
+        assert option == "--device" or other[0] in (0, None) or verb in ("check", "nearest")
     assert len({str(other) for other in found}) == len(found)
 
 

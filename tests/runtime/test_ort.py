@@ -454,6 +454,41 @@ def test_usable_cores_respects_the_affinity():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
 
 
+@pytest.mark.parametrize(
+    ("files", "group", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, "0::/", [1.5]),
+        ({"cpu.max": "max 100000"}, "0::/", []),
+        ({"a.slice/cpu.max": "200000 100000", "a.slice/b/cpu.max": "50000 100000"}, "0::/a.slice/b", [0.5, 2.0]),
+        ({"cpu/b/cpu.cfs_quota_us": "300000", "cpu/b/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/b", [3.0]),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu:/", []),
+        ({}, "nonsense", []),
+    ],
+)
+def test_quotas_of_both_versions_of_control_groups_are_read(tmp_path, files, group, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(group + "\n")
+    assert sorted(devices._cpu_quotas(tmp_path, tmp_path / "own")) == expected
+    assert devices._cpu_quotas(tmp_path / "none", tmp_path / "no file") == []
+
+
+@pytest.mark.parametrize(
+    ("usable", "host", "load", "threads"), [(8, 8, 0.2, 8), (8, 8, 3.1, 5), (8, 8, 30, 4), (4, 64, 30, 4), (1, 2, 9, 1)]
+)
+def test_threads_follow_what_is_free(monkeypatch, tiny, usable, host, load, threads):
+    monkeypatch.setattr(devices, "usable_cores", lambda: usable)
+    monkeypatch.setattr(os, "cpu_count", lambda: host)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert devices.free_cores() == threads
+    assert VAE.load(tiny.folder, device="cpu").decoder.threads == threads
+
+
+def test_numpy_integers_are_threads(tiny):
+    assert VAE.load(tiny.folder, device="cpu", threads=np.int64(2)).decoder.threads == 2
+
+
 def test_a_graph_needs_no_model_folder(tiny, rng):
     data = (tiny.folder / "decoder.onnx").read_bytes()
     graph = Graph(data, "mine", {"z": (DIM,)}, {"image": (3, SIZE, SIZE)}, DeviceOptions(device="cpu"))

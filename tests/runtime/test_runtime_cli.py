@@ -13,6 +13,7 @@ from tiny_model import DIM, SIZE
 from vae_runtime import VAE, InputError, Prior, figures, image_grid
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
+from vae_runtime.images import prepare
 
 
 @pytest.fixture
@@ -114,6 +115,31 @@ def test_avatar_draws_the_face_of_a_text(tmp_path, options, tiny):
     vae, out = VAE.load(tiny.folder, device="cpu"), tmp_path / "a.png"
     assert main(["avatar", "Ada", "顔", "--scale", "1", "-o", str(out), *options]) == 0
     np.testing.assert_array_equal(read(out), image_grid(np.stack([vae.face_of("Ada"), vae.face_of("顔")])))
+
+
+def test_upscale(tmp_path, options, pictures, tiny):
+    vae, out = VAE.load(tiny.folder, device="cpu"), tmp_path / "u.png"
+    assert main(["upscale", *pictures, "--side", "2", "--steps", "5", "--scale", "1", "-o", str(out), *options]) == 0
+    small = np.stack([np.asarray(Image.fromarray(face)) for face in prepare(pictures, 2)]).repeat(4, 1).repeat(4, 2)
+    np.testing.assert_array_equal(read(out), image_grid(np.concatenate([small, vae.upscale(pictures, 2, 5)]), 2))
+
+
+def test_nearest_searches_in_codes_of_this_model_only(tmp_path, options, pictures, tiny, capsys):
+    codes, out = tmp_path / "c.npy", tmp_path / "n.png"
+    main(["encode", *pictures, "-o", str(codes), *options])
+    capsys.readouterr()
+    assert main(["nearest", pictures[1], "--codes", str(codes), "--scale", "1", "-o", str(out), *options]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == pictures[1]
+    assert shown[1].split(maxsplit=1) == ["0.000", pictures[1]]
+    assert shown[2].endswith(pictures[0])
+    assert read(out).shape == (SIZE, 3 * SIZE + 4, 3)
+    with pytest.raises(InputError, match="no known faces"):
+        main(["nearest", *pictures, "-o", str(out), *options])
+    names = codes.with_suffix(".names.jsonl")
+    names.write_text(names.read_text().replace("tiny", "other"))
+    with pytest.raises(InputError, match="other"):
+        main(["nearest", *pictures, "--codes", str(codes), "-o", str(out), *options])
 
 
 def test_adapt_fits_a_prior_that_sample_and_walk_take(tmp_path, options, tiny, rng, capsys):
@@ -283,6 +309,8 @@ BAD = [
     ["encode", ".", "-o", "codes.npz"],
     ["encode", ".", "--batch", "0"],
     ["adapt"],
+    ["upscale"],
+    ["nearest", "missing.png"],
     ["avatar"],
     ["adapt", ".", "-o", "prior.npy"],
     ["sample", "--prior", "mine"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime import latent
+from vae_runtime import latent, latent_analysis
 from vae_runtime.cli import diagnostics
 from vae_runtime.cli.arguments import EXIT_FAILURE, UsageError, progress
 from vae_runtime.config import CARD_FILE, CONFIG_FILE, PRIOR_FILE, VARIANTS, ModelConfig, graph_files
@@ -20,13 +20,13 @@ from vae_runtime.errors import ImageError, InputError, VAEError
 from vae_runtime.figures import check_figure, image_grid, save_animation, save_png, sheet_shape
 from vae_runtime.golden import Golden
 from vae_runtime.hub import push, resolve
-from vae_runtime.images import Pixels, load_image
+from vae_runtime.images import Pixels, load_image, prepare
 from vae_runtime.model import VAE
 from vae_runtime.ort.graph import MAX_BATCH
 from vae_runtime.ort.verify import read_verified
 from vae_runtime.picture_files import find_images
 from vae_runtime.prior import Prior, text_code
-from vae_runtime.stream import CodesFile, batches, prefetch
+from vae_runtime.stream import CodesFile, batches, check_codes, open_codes, prefetch, read_names
 
 _SCALE, _FPS, _WALK_FACES = 4, 12.0, 8  # defaults
 _SHOWN = 50  # files that were left out, by name
@@ -230,6 +230,45 @@ def _boxed(image: Pixels, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
     mask = np.zeros(image.shape[:2], np.bool_)
     mask[y : y + height, x : x + width] = True
     return mask
+
+
+def upscale(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    _check_output(arguments, vae, 2 * len(arguments.images), columns=len(arguments.images))
+    large = vae.upscale(arguments.images, arguments.side, arguments.steps)
+    small = prepare(arguments.images, arguments.side)
+    blocks = small.repeat(vae.image_size // arguments.side, axis=1).repeat(vae.image_size // arguments.side, axis=2)
+    _write_sheet(np.concatenate([blocks, large]), len(large), arguments)
+
+
+def nearest(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    names, codes = _known_faces(arguments, vae)
+    count = min(arguments.n, len(codes))
+    _check_output(arguments, vae, len(arguments.images) * (1 + count), columns=1 + count)
+    pictures = vae.prepare(arguments.images)
+    places, distances = latent_analysis.nearest(vae.encode(pictures)[0], codes, count, arguments.metric)
+    faces = vae.decode(codes[places.ravel()]).reshape(*places.shape, *pictures.shape[1:])
+    for image, row, far in zip(arguments.images, places, distances, strict=True):
+        print(image)
+        for place, distance in zip(row, far, strict=True):
+            print(f"  {distance:.3f}  {names[place]}")
+    _write_sheet(
+        np.concatenate([pictures[:, None], faces], axis=1).reshape(-1, *pictures.shape[1:]), 1 + count, arguments
+    )
+
+
+def _known_faces(arguments: argparse.Namespace, vae: VAE) -> tuple[Sequence[str], NDArray[np.float32]]:
+    """Names and codes (n, latent_dim) to search in: those of --codes, or of the model."""
+    if arguments.codes:
+        codes = open_codes(arguments.codes, vae.latent_dim)
+        check_codes(arguments.codes, vae.config.model_id, vae.variant)
+        if not len(codes):
+            raise InputError(f"{arguments.codes}: holds no codes; encode some pictures first")
+        return read_names(arguments.codes), codes
+    if vae.neighbors is None:
+        raise InputError(f"{vae.config.name}: has no known faces; encode your own and give the file with --codes")
+    return vae.neighbors.names, vae.neighbors.codes
 
 
 def encode(arguments: argparse.Namespace) -> None:
