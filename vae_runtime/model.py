@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import re
@@ -52,10 +53,12 @@ from vae_runtime.ort.devices import DeviceOptions, Provider
 from vae_runtime.ort.graph import MAX_BATCH, Graph
 from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Codes, Prior, fit_prior, text_code
-from vae_runtime.stream import Batches, batches, prefetch
+from vae_runtime.stream import Batches, batches, chunks, prefetch
 
 T = TypeVar("T")
 OnError: TypeAlias = Literal["raise", "skip"]
+
+_CHUNK = 16
 
 MAX_CODE = 1e6
 """Largest absolute value of a code that is decoded: far beyond any prior, far below the overflow of float32."""
@@ -308,8 +311,10 @@ class VAE:
         loaded = load_each(images, None if on_error == "raise" else skipped)
 
         def generate() -> Generator[Pixels]:
-            with closing(prefetch((fit_square(picture, self.image_size) for picture in loaded), 2 * size)) as pictures:
-                for batch in batches(pictures, size):
+            fitted = (fit_square(picture, self.image_size) for picture in loaded)
+            few = min(size, _CHUNK)  # through the queue at once: one by one costs time, a batch delays `close`
+            with closing(prefetch(chunks(fitted, few), -(-2 * size // few))) as ahead:
+                for batch in batches(itertools.chain.from_iterable(ahead), size):
                     yield np.stack(batch)
 
         return Batches(generate(), skipped)

@@ -34,6 +34,22 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """As `batches`; where the source raises an error, what came before it is given first."""
+    chunk: list[T] = []
+    try:
+        for item in items:
+            chunk.append(item)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except Exception:
+        yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
 class Batches(Iterator[T]):
     """Batches of pictures, made lazily, with `skipped`: what was left out, the position and the error of each."""
 

@@ -11,7 +11,7 @@ from tiny_model import DIM, SIZE
 
 from vae_runtime import VAE, ImageError, InputError, InputTypeError, ModelFileError, VAEError
 from vae_runtime.__main__ import main
-from vae_runtime.stream import CodesFile, batches, open_codes, prefetch, read_names
+from vae_runtime.stream import CodesFile, batches, chunks, open_codes, prefetch, read_names
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,12 @@ def folder(tmp_path, faces):
 def test_batches():
     assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(batches([], 2)) == []
+
+
+def test_chunks_before_an_error():
+    assert list(chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    stream = chunks((1 // (3 - index) for index in range(9)), 2)
+    assert [next(stream), next(stream)] == [[0, 0], [1]]
 
 
 def test_lazy_forms_equal_the_whole_ones(vae, faces):
