@@ -30,8 +30,8 @@ def test_labels_name_what_is_drawn():
         "hat": "HIJAB",
     }.items():
         assert draw_svg(bald | {attribute: value}) != draw_svg(bald), attribute
-    colours = {"skin": ("PALE", "BLACK"), "clothes_color": ("RED", "WHITE"), "mouth": ("SAD", "SMILE")}
-    for attribute, (one, other) in colours.items():
+    colors = {"skin": ("PALE", "BLACK"), "clothes_color": ("RED", "WHITE"), "mouth": ("SAD", "SMILE")}
+    for attribute, (one, other) in colors.items():
         assert draw_svg(bald | {attribute: one}) != draw_svg(bald | {attribute: other}), attribute
     attributes = {"hair", "hat", "hair_color", "skin", "glasses", "beard", "mouth", "clothes"}
     assert attributes <= bald.keys()

@@ -128,6 +128,27 @@ def test_sets_with_and_without_labels_are_one_set(tmp_path):
         assert value == (HAIR[name.rpartition("/")[2]] if name.startswith("labelled/") else None)
 
 
+def test_columns_of_a_parquet_file(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    images = [{"bytes": picture(index), "path": name} for index, name in enumerate(NAMES)]
+    columns = {
+        "image": pa.array(images),
+        "breed": [index % 2 for index in range(24)],
+        "hair": [HAIR[name] for name in NAMES],
+        "caption": [f"picture {index}" for index in range(24)],
+    }
+    features = {"features": {"breed": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+    folder = tmp_path / "set" / "data" / "train"
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "0.parquet")
+    monkeypatch.setattr("vae_train.data.sources.download", lambda *args, **settings: folder)
+    faces = load_faces("hf:owner/name", 8)
+    assert faces.labels == {"breed": ["cat", "dog"] * 12, "hair": list(HAIR.values())}
+    assert [line.partition(":")[0] for line in faces.ignored] == ["caption"]
+
+
 def test_folders_of_classes_are_a_label(tmp_path):
     files = pictures(NAMES[:12], "train/cat/") | {f"train/dog/{n}": picture(i + 100) for i, n in enumerate(NAMES)}
     faces = load_faces(str(write(tmp_path / "animals", files)), 8)

@@ -1,7 +1,7 @@
-"""The embedded source: cartoon faces drawn by python_avatars (MIT) and rasterised by resvg, each with its labels.
+"""The built-in source `avatars`: cartoon faces drawn by python_avatars (MIT) and rasterized by resvg, with attributes.
 
-Face `i` depends on the seed and on `i` alone, so a larger set begins with the smaller one, and the number of processes
-does not matter. The parts are named here, and not asked of the library, so that a new release of it changes no face.
+Face `i` depends only on the seed and on `i`, so a larger set starts with the smaller one, and the number of processes
+does not matter. The parts are listed here instead of asking the library, so that a new release of it changes no face.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import resvg_py
 
 from vae_runtime.images import Pixels, fit_square, load_image
 
-Labels: TypeAlias = dict[str, str]
+Attributes: TypeAlias = dict[str, str]
 
 VERSION = 1
-"""Changes when the same seed would draw another face: it is part of the cache key."""
+"""To be raised whenever the same seed draws another face: part of the data's digest."""
 
-# The square of the 264 x 280 canvas that is kept: the head fills it, wide hair is cut as in crops of real drawings.
+# The square of the 264 x 280 canvas that is kept: the head fills it; wide hair is cut, as in crops of real drawings.
 _VIEW = (30, 12, 204)
 _PROCESS_CHUNK = 32
 _SERIAL_BELOW = 256
@@ -66,9 +66,9 @@ _CLOTHES_COLORS = (
 _BACKGROUND = "#CFE8FC"  # light, so that white hair and hats still stand out
 
 
-def choose_attributes(seed: int, index: int) -> Labels:
-    """The attributes of face `index`: hair, hat, hair_color, skin, glasses, beard, mouth, clothes and the rest."""
-    # Strings seed `random` through SHA-512, the same on every machine and Python.
+def choose_attributes(seed: int, index: int) -> Attributes:
+    """The attributes of face `index`: hair, hat, hair_color, skin, glasses, beard, mouth, clothes, ..."""
+    # A string seeds `random` through SHA-512: the same on every machine and Python version.
     rng = random.Random(f"{VERSION}/{seed}/{index}")
     hat = rng.choice(_HATS) if rng.random() < 0.15 else "NONE"
     return {
@@ -87,25 +87,25 @@ def choose_attributes(seed: int, index: int) -> Labels:
     }
 
 
-def draw_svg(labels: Labels) -> str:
+def draw_svg(attributes: Attributes) -> str:
     """The SVG text of a face with these attributes, cut to the head."""
-    top = pa.HatType[labels["hat"]] if labels["hat"] != "NONE" else pa.HairType[labels["hair"]]
-    hair_color = _HAIR_COLORS[labels["hair_color"]]
-    clothes_color = pa.ClothingColor[labels["clothes_color"]]
+    top = pa.HatType[attributes["hat"]] if attributes["hat"] != "NONE" else pa.HairType[attributes["hair"]]
+    hair_color = _HAIR_COLORS[attributes["hair_color"]]
+    clothes_color = pa.ClothingColor[attributes["clothes_color"]]
     svg: str = pa.Avatar(
         style=pa.AvatarStyle.TRANSPARENT,
         top=top,
         hat_color=clothes_color,
-        eyebrows=pa.EyebrowType[labels["eyebrows"]],
-        eyes=pa.EyeType[labels["eyes"]],
-        nose=pa.NoseType[labels["nose"]],
-        mouth=pa.MouthType[labels["mouth"]],
-        facial_hair=pa.FacialHairType[labels["beard"]],
-        skin_color=pa.SkinColor[labels["skin"]],
+        eyebrows=pa.EyebrowType[attributes["eyebrows"]],
+        eyes=pa.EyeType[attributes["eyes"]],
+        nose=pa.NoseType[attributes["nose"]],
+        mouth=pa.MouthType[attributes["mouth"]],
+        facial_hair=pa.FacialHairType[attributes["beard"]],
+        skin_color=pa.SkinColor[attributes["skin"]],
         hair_color=hair_color,
         facial_hair_color=hair_color,
-        accessory=pa.AccessoryType[labels["glasses"]],
-        clothing=pa.ClothingType[labels["clothes"]],
+        accessory=pa.AccessoryType[attributes["glasses"]],
+        clothing=pa.ClothingType[attributes["clothes"]],
         clothing_color=clothes_color,
         shirt_graphic=pa.ClothingGraphic.NONE,
     ).render()
@@ -115,21 +115,23 @@ def draw_svg(labels: Labels) -> str:
     return head.replace('viewBox="0 0 264 280"', f'viewBox="{left} {top_edge} {side} {side}"') + ">" + rest
 
 
-def draw(index: int, size: int, seed: int) -> tuple[Pixels, Labels]:
-    """Face `index` as uint8 (size, size, 3) with its attributes."""
-    labels = choose_attributes(seed, index)
-    png = resvg_py.svg_to_bytes(svg_string=draw_svg(labels), width=size, background=_BACKGROUND, skip_system_fonts=True)
-    return fit_square(load_image(bytes(png)), size), labels
+def draw(index: int, size: int, seed: int) -> tuple[Pixels, Attributes]:
+    """Face `index`, uint8 (size, size, 3), and its attributes."""
+    attributes = choose_attributes(seed, index)
+    png = resvg_py.svg_to_bytes(
+        svg_string=draw_svg(attributes), width=size, background=_BACKGROUND, skip_system_fonts=True
+    )
+    return fit_square(load_image(bytes(png)), size), attributes
 
 
-def draw_many(count: int, size: int, seed: int, processes: int | None = None) -> Iterator[tuple[Pixels, Labels]]:
-    """Faces 0 to count - 1 in order, drawn by `processes` processes (as many as there are cores if not given)."""
+def draw_many(count: int, size: int, seed: int, processes: int | None = None) -> Iterator[tuple[Pixels, Attributes]]:
+    """Faces 0 to count - 1 in order, drawn by `processes` processes (default: one for each core)."""
     one = partial(draw, size=size, seed=seed)
     workers = processes or len(_usable_cores())
     if workers == 1 or count < _SERIAL_BELOW:
         yield from map(one, range(count))
         return
-    # Spawned, not forked: the parent may hold threads of torch and of ONNX Runtime.
+    # Spawned, not forked: the parent may run threads of torch and of ONNX Runtime.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from islice(pool.map(one, range(count), chunksize=_PROCESS_CHUNK), count)
 

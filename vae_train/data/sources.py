@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tarfile
 import zipfile
@@ -200,22 +201,30 @@ class PictureSource:
             raise DataError(f"{printable(archive)}: not a readable .tar ({error})") from error
 
     def _parquet(self, table: str, path: Path) -> Iterator[Picture]:
-        """Rows of a column of the Hub's image feature, {bytes, path}, or of plain binary."""
+        """Rows of the first image column, {bytes, path} or plain binary; columns of text and integers are labels."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             with pq.ParquetFile(path) as file:
-                columns = [field.name for field in file.schema_arrow if _is_image_column(field.type)]
-                if not columns:
+                schema = file.schema_arrow
+                images = [field.name for field in schema if _is_image_column(field.type)][:1]
+                if not images:
                     self._skip(table, "a table without a column of pictures")
                     return
+                columns = {field.name: _class_names(schema, field.name) for field in schema if _is_label(field.type)}
+                labels: Table = {}
                 row = 0
-                for batch in file.iter_batches(batch_size=256, columns=columns[:1]):
-                    for value in batch.column(0).to_pylist():
-                        data = value.get("bytes") if isinstance(value, dict) else value
-                        yield f"{table}#{row}", partial(bytes, data or b"")
+                for batch in file.iter_batches(batch_size=256, columns=images + list(columns)):
+                    for value in batch.to_pylist():
+                        name, image = f"{table}#{row}", value.pop(images[0])
+                        data = image.get("bytes") if isinstance(image, dict) else image
+                        labels[name] = {
+                            key: columns[key].get(each, str(each)) for key, each in value.items() if each is not None
+                        }
                         row += 1
+                        yield name, partial(bytes, data or b"")
+                self.tables.append(labels)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{table}: not a readable .parquet ({str(error)[:120]})") from error
 
@@ -298,6 +307,23 @@ def _zip_bytes(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     # The size in the header may be wrong: what is unpacked is limited, not what is promised.
     with file.open(member) as stream:
         return stream.read(MAX_BYTES + 1)
+
+
+def _is_label(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(
+        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    )
+
+
+def _class_names(schema: Any, column: str) -> dict[Any, str]:
+    """Number -> name of the classes of a column, from the features that the Hub's datasets library writes."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return dict(enumerate(features[column]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _is_image_column(kind: Any) -> bool:
