@@ -105,7 +105,13 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "model", type=Path, metavar="RUN_OR_EXPORTED", help="a run, a checkpoint, or an exported folder"
     )
-    parser.add_argument("--data", required=True, help="as for training; of a model's own source, the held-out pictures")
+    parser.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        metavar="SOURCE",
+        help="as for training, and may be repeated; of the model's own training data, the held-out pictures are used",
+    )
     drawn = next(item for item in dataclasses.fields(TrainConfig) if item.name == "avatars")
     parser.add_argument(
         "--avatars", type=_kind(drawn), default=drawn.default, help="faces to draw, for --data avatars; as for training"
@@ -126,6 +132,14 @@ def evaluate_parser() -> Parser:
         type=integer(1, 10_000),
         metavar="N",
         help="also find the best code of each of the first N pictures: what the encoder leaves of the bound (run)",
+    )
+    parser.add_argument(
+        "--new-faces",
+        type=integer(16, 100_000),
+        nargs="?",
+        const=2000,
+        metavar="N",
+        help="also judge N new faces (default 2000): FD, KID, precision, recall, copies, repeats (extra: refine)",
     )
     add_device(parser)
     return parser
@@ -269,7 +283,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     given = evaluate_parser().parse_args(arguments)
     if not given.model.exists():
         raise UsageError(f"{given.model}: no such run, checkpoint or exported model")
-    check_source(given.data)
+    for source in given.data:
+        check_source(source)
     if given.figure and not given.inverse:
         raise UsageError("--figure: draws what --inverse N finds; add it")
     if given.inverse and not (given.model / INVERSE_FILE).is_file():
@@ -290,23 +305,33 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         restorations,
         save_json,
     )
-    from vae_train.export.model_card import write_section
+    from vae_train.evaluation.new_faces import SEED, check_features, judge_new_faces
+    from vae_train.export.model_card import add_metrics, write_section
 
     check_model(given.model)
     if given.card and not (given.model / CARD_FILE).is_file():
         raise UsageError(f"--card: there is no {CARD_FILE} in {given.model}; give an exported model")
-    model = open_model(given.model, choose_device(given.device))
+    if given.new_faces:
+        check_features()
+    device = choose_device(given.device)
+    model = open_model(given.model, device)
     faces, pixels, which = pictures_of(model, given.data, given.avatars)
     figures = evaluate(model, pixels)
     if given.inverse:
         figures |= restorations(given.model, pixels[: given.inverse], given.figure)
     if given.gap:
-        figures |= amortization_gap(given.model, pixels[: given.gap], choose_device(given.device))
+        figures |= amortization_gap(given.model, pixels[: given.gap], device)
+    if given.new_faces:
+        training = faces.pixels[~faces.held_out()] if which == "held out" else None
+        judged = judge_new_faces(lambda count: model.sample(count, SEED), pixels, training, device, given.new_faces)
+        figures |= judged
     print(as_table(figures, f"{model.name} on {faces.name} ({which})"))
     if given.json:
         save_json({"model": model.name, "data": faces.name, "which": which, **figures}, given.json)
     if given.card:
         write_section(given.model, "python -m vae_train evaluate", card_section(figures, faces.name, which))
+        if given.new_faces:
+            add_metrics(given.model, judged)
     return 0
 
 

@@ -32,7 +32,7 @@ def run(faces_zip, tmp_path_factory, request):
 
 def test_avatars_are_known_again_by_their_number():
     faces = load_faces("avatars", 32, 80)
-    model = Autoencoder("a", 32, 4, "mse", 1.0, faces.sha256, lambda image: (image, image), lambda z: z)
+    model = Autoencoder("a", 32, 4, "mse", 1.0, faces.sha256, lambda image: (image, image), lambda z: z, None)
     assert pictures_of(model, "avatars", 80)[2] == "held out"
     assert pictures_of(model, "avatars", 90)[2] == "all"
 

@@ -8,7 +8,7 @@ convolutions: on a CPU they are several times faster than torch's backward of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 from vae_runtime.errors import RuntimeMissingError
 
 _STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_TRAINED_SIZES = {"lite0": 224, "lite2": 260}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EPSILON = 1e-3  # of BatchNorm in EfficientNet-Lite
 
@@ -31,6 +32,8 @@ class Layer:
     stride: int
     groups: int
     relu6: bool
+    trained_size: int
+    """Side of its input at the resolution of the network's training, which decides on which side zeros are added."""
 
     @property
     def kernel(self) -> int:
@@ -43,8 +46,10 @@ class Layer:
         flipped = self.weight.flip(2, 3)
         return flipped if self.groups > 1 else flipped.transpose(0, 1)
 
-    def padding(self, size: int) -> tuple[int, int]:
-        """Zeros before and behind a side of `size` pixels."""
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros before and behind each side: those of training, which the weights know, at every size."""
+        size = self.trained_size
         total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
         return total // 2, total - total // 2
 
@@ -54,7 +59,7 @@ class FrozenConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer, adjoint: Tensor) -> Tensor:
-        before, behind = layer.padding(x.shape[-1])
+        before, behind = layer.padding
         if before == behind:
             y = functional.conv2d(x, layer.weight, layer.bias, layer.stride, before, 1, layer.groups)
         else:
@@ -105,6 +110,7 @@ class FeatureNetwork(nn.Module):
         weights = _weights(name)
         self.dtype = dtype
         self._layers: list[tuple[Layer, Tensor]] = []
+        self._trained_size = _TRAINED_SIZES[name]  # of the input of the next layer
         self._stem = self._layer(weights, "_conv_stem", "_bn0", stride=2, relu6=True)
         self._blocks = self._make_blocks(weights)
         self._head = self._layer(weights, "_conv_head", "_bn1", stride=1, relu6=True)
@@ -146,7 +152,8 @@ class FeatureNetwork(nn.Module):
         weight = (weights[f"{conv}.weight"] * scale[:, None, None, None]).to(self.dtype)
         bias = (weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale).to(self.dtype)
         groups = weight.shape[0] if weight.shape[1] == 1 else 1
-        layer = Layer(_packed(weight), bias, stride, groups, relu6)
+        layer = Layer(_packed(weight), bias, stride, groups, relu6, self._trained_size)
+        self._trained_size = -(-self._trained_size // stride)
         self._layers.append((layer, _packed(layer.adjoint)))
         return len(self._layers) - 1
 
@@ -172,7 +179,8 @@ class FeatureNetwork(nn.Module):
         """Move the layers too, which are no buffers so that they stay out of every state_dict."""
         super()._apply(fn, recurse)
         self._layers = [
-            (Layer(fn(x.weight), fn(x.bias), x.stride, x.groups, x.relu6), fn(adjoint)) for x, adjoint in self._layers
+            (replace(layer, weight=fn(layer.weight), bias=fn(layer.bias)), fn(adjoint))
+            for layer, adjoint in self._layers
         ]
         return self
 

@@ -6,7 +6,7 @@ Both are an `Autoencoder`: two functions on float arrays. The noise is drawn her
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,8 @@ class Autoencoder:
     """(n, 3, S, S) in [0, 1] -> mu, logvar"""
     decode: Callable[[Floats], Floats]
     """z (n, latent_dim) -> (n, 3, S, S) in [0, 1]"""
+    sample: Callable[[int, int], NDArray[np.uint8]]
+    """(n, seed) -> n new faces, uint8 (n, 3, S, S): the model's default sampling"""
     prior: Prior | None = None
     """The fitted prior of an export; None for N(0, I)."""
 
@@ -95,10 +97,13 @@ def open_model(path: Path, device: torch.device) -> Autoencoder:
         image: Floats = network.decoder(torch.from_numpy(z).to(device)).cpu().numpy()
         return image
 
+    def sample(count: int, seed: int) -> NDArray[np.uint8]:
+        z = torch.from_numpy(Prior.standard(config.latent_dim).sample(count, seed))
+        return torch.cat([_to_uint8(torch.from_numpy(decode(part.numpy()))) for part in z.split(_BATCH)]).numpy()
+
     data = saved.state["data"]["sha256"]
-    return Autoencoder(
-        path.name, config.image_size, config.latent_dim, config.likelihood, config.beta, data, encode, decode
-    )
+    about = (path.name, config.image_size, config.latent_dim, config.likelihood, config.beta)
+    return Autoencoder(*about, data, encode, decode, sample)
 
 
 def _exported(vae: vae_runtime.VAE) -> Autoencoder:
@@ -111,13 +116,16 @@ def _exported(vae: vae_runtime.VAE) -> Autoencoder:
     def decode(z: Floats) -> Floats:
         return vae.decoder.run(z)[0]
 
+    def sample(count: int, seed: int) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(vae.sample(count, rng=seed).transpose(0, 3, 1, 2))
+
     data = config.training_data.sha256
     about = (config.name, config.image_size, config.latent_dim, config.likelihood, config.beta)
-    return Autoencoder(*about, data, encode, decode, vae.prior if PRIOR_FILE in config.files else None)
+    return Autoencoder(*about, data, encode, decode, sample, vae.prior if PRIOR_FILE in config.files else None)
 
 
 def pictures_of(
-    model: Autoencoder, source: str, avatars: int = TrainConfig.avatars
+    model: Autoencoder, source: str | Sequence[str], avatars: int = TrainConfig.avatars
 ) -> tuple[Faces, NDArray[np.uint8], str]:
     """A source, its pictures to measure on, uint8 (n, 3, S, S), and which these are: "held out" or "all".
 
@@ -284,7 +292,8 @@ def _distances(model: Autoencoder, real: Tensor, rebuilt: Tensor, rng: np.random
 def as_table(figures: dict[str, Any], title: str) -> str:
     """The figures as lines of text, with their units."""
     nats = ("negative_elbo", "reconstruction", "kl", "importance_bound", "amortization_gap")
-    units = {**dict.fromkeys(nats, "nats"), "psnr": "dB"}
+    decibels = ("psnr", "new_faces_nearest_psnr", "new_faces_real_nearest_psnr")
+    units = {**dict.fromkeys(nats, "nats"), **dict.fromkeys(decibels, "dB")}
     width = max(map(len, figures)) + 2
     lines = [
         f"{name:<{width}}{value:>10.4f} {units.get(name.split(' of ')[0], '')}".rstrip()
@@ -312,12 +321,39 @@ def card_section(figures: dict[str, Any], source: str, which: str) -> str:
         ("SWD x 1000, one half of the pictures to the other", "swd_real_halves", "{:.1f}"),
     ]
     lines = [f"| {name} | {form.format(figures[key])} |" for name, key, form in rows if key in figures]
+    judged = f"\n\n{_new_faces_section(figures)}" if "new_faces" in figures else ""
     table = "\n".join(["| | |", "|---|---|", *lines])
     return f"""## Measured on the exported graphs
 
 {figures["images"]} pictures of `{source}` ({which}), through ONNX Runtime. SWD is the sliced Wasserstein distance of
 Laplacian-pyramid patches (Karras et al. 2018); the bound is over {figures["importance_images"]} of the pictures, with
 {SAMPLES} draws of z each (Burda et al. 2016).
+
+{table}{judged}"""
+
+
+def _new_faces_section(figures: dict[str, Any]) -> str:
+    rows = [
+        ("FD (Frechet distance; Heusel et al. 2017)", "fd", "{:.1f}"),
+        ("KID x 1000 (Binkowski et al. 2018)", "kid", "{:.1f}"),
+        ("precision (Kynkaanniemi et al. 2019)", "precision", "{:.3f}"),
+        ("recall", "recall", "{:.3f}"),
+        ("SWD x 1000", "swd", "{:.1f}"),
+        ("share that repeats another new face", "repeats", "{:.3f}"),
+        ("share within 20 dB of a training picture", "copies", "{:.3f}"),
+        ("the same of real held-out faces", "real_copies", "{:.3f}"),
+        ("median PSNR to the nearest training picture, dB", "nearest_psnr", "{:.1f}"),
+        ("the same of real held-out faces, dB", "real_nearest_psnr", "{:.1f}"),
+    ]
+    found = [(name, f"new_faces_{key}", form) for name, key, form in rows if f"new_faces_{key}" in figures]
+    table = "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {form.format(figures[key])} |" for name, key, form in found)]
+    )
+    return f"""### New faces
+
+{figures["new_faces"]:.0f} samples against as many of these pictures, by the features of an EfficientNet-Lite2 trained
+on ImageNet, which no training of this model has used. A face repeats another if it is nearer to it than 99 of 100 real
+faces are to each other.
 
 {table}"""
 

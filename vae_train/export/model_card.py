@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,15 @@ def command(trained: TrainConfig, data: str) -> str:
         elif item.name in ("data", "epochs", "seed") or value != getattr(preset, item.name):
             words.append(f"{option(item.name)} {value}")
     return " ".join(words)
+
+
+def add_metrics(folder: Path, metrics: Mapping[str, float]) -> ModelConfig:
+    """Add figures to `metrics` in the config.json of an exported model, and return the new config."""
+    config = ModelConfig.load(folder)
+    rounded = {name: round(value, 4) for name, value in metrics.items()}
+    changed = dataclasses.replace(config, metrics={**config.metrics, **rounded})
+    changed.save(folder)
+    return changed
 
 
 def write_section(folder: Path, command: str, text: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -74,12 +75,14 @@ def sliced_wasserstein(images: Tensor, others: Tensor, seed: int = 0) -> dict[in
         first, second = (_descriptors(level, generator).T.contiguous() for level in (one, other))
         directions = torch.randn(len(first), DIRECTIONS, generator=generator).to(first)
         directions /= directions.norm(dim=0)
-        gaps = [
-            (torch.sort(part.T @ first).values - torch.sort(part.T @ second).values).abs().mean(1)
-            for part in directions.split(32, 1)
-        ]
+        gaps = [(_sorted(part.T @ first) - _sorted(part.T @ second)).abs().mean(1) for part in directions.split(32, 1)]
         distances[one.shape[-1]] = 1000 * torch.cat(gaps).mean().item()
     return distances
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Rows in ascending order; on a CPU by NumPy, which is several times as fast as torch."""
+    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else torch.sort(values).values
 
 
 @functools.cache
