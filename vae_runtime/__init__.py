@@ -5,6 +5,7 @@
 >>> faces = vae.sample(16, rng=0)
 """
 
+from vae_runtime.attributes import Attributes
 from vae_runtime.config import ModelConfig
 from vae_runtime.directions import Directions, Neighbors
 from vae_runtime.errors import (
@@ -34,6 +35,7 @@ from vae_runtime.stream import CodesFile, open_codes, read_names
 
 __all__ = [
     "VAE",
+    "Attributes",
     "CodesFile",
     "ConfigError",
     "DeviceError",

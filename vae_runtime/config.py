@@ -28,6 +28,7 @@ DECODER_FILE = "decoder.onnx"
 INVERSE_FILE = "inverse.onnx"
 PRIOR_FILE = "prior.npz"
 DIRECTIONS_FILE = "directions.npz"
+ATTRIBUTES_FILE = "attributes.npz"
 NEIGHBORS_FILE = "neighbours.npz"
 GOLDEN_FILE = "golden.json"
 

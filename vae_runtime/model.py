@@ -9,7 +9,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vae_runtime import inversion, latent, latent_analysis
+from vae_runtime.attributes import Attributes
 from vae_runtime.checks import Rng, as_codes, as_latent, check_count, check_number
 from vae_runtime.config import (
+    ATTRIBUTES_FILE,
     CONFIG_FILE,
     DIRECTIONS_FILE,
     INVERSE_FILE,
@@ -53,6 +55,7 @@ from vae_runtime.ort.devices import DeviceOptions, Provider
 from vae_runtime.ort.graph import MAX_BATCH, Graph
 from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Codes, Prior, fit_prior, text_code
+from vae_runtime.prior.mixture import MAX_SAMPLES
 from vae_runtime.stream import Batches, batches, chunks, prefetch
 
 T = TypeVar("T")
@@ -70,8 +73,8 @@ class VAE:
     """An exported variational autoencoder.
 
     Attributes: config (ModelConfig), encoder and decoder (Graph: float32 NCHW in and out), inverse (Graph, opened when
-    it is first used), prior (Prior), directions (Directions or None), neighbors (Neighbors or None), device ("cpu",
-    "cuda:0"), variant (None, "fp16", "int8").
+    it is first used), prior (Prior), directions (Directions or None), classifiers (Attributes or None), neighbors
+    (Neighbors or None), device ("cpu", "cuda:0"), variant (None, "fp16", "int8").
 
     Safe to call from many threads. Pickling stores the folder, which is opened and verified again when unpickled.
     A forked child opens its own sessions; it must leave by os._exit, as multiprocessing does, because ONNX Runtime 1.32
@@ -105,6 +108,9 @@ class VAE:
         self.directions: Directions | None = None
         if DIRECTIONS_FILE in config.files:
             self.directions = self._beside(DIRECTIONS_FILE, Directions.from_bytes, lambda d: d.vectors.shape[1])
+        self.classifiers: Attributes | None = None
+        if ATTRIBUTES_FILE in config.files:
+            self.classifiers = self._beside(ATTRIBUTES_FILE, Attributes.from_bytes, lambda a: a.latent_dim)
         self.neighbors: Neighbors | None = None
         if NEIGHBORS_FILE in config.files:
             self.neighbors = self._beside(NEIGHBORS_FILE, Neighbors.from_bytes, lambda n: n.codes.shape[1])
@@ -353,13 +359,32 @@ class VAE:
         temperature: float = 1.0,
         truncation: float | None = None,
         prior: Literal["model", "unit"] | Prior = "model",
+        where: Mapping[str, str] | None = None,
     ) -> Pixels:
         """`n` new faces, z from the prior: uint8 (n, S, S, 3). rng: a seed, a numpy Generator, or None.
 
         prior: "model" is `VAE.prior`, the density fitted at export where the model has one; "unit" is N(0, I); or a
         Prior, as `fit_prior` makes it. temperature and truncation: see `Prior.sample`.
+        where: attributes that the faces shall have, as {"hair": "blue"}, for a model with `classifiers`.
         """
-        return self.decode(self._prior_of(prior).sample(n, rng, temperature, truncation))
+        source = self._prior_of(prior)
+        if where is None:
+            return self.decode(source.sample(n, rng, temperature, truncation))
+        count = check_count(n, "n", 0, MAX_SAMPLES)
+        return self.decode(self._classifiers().sample(source, count, where, rng, temperature, truncation))
+
+    def attributes(self, images: Images) -> dict[str, NDArray[np.float64]]:
+        """Column -> probability of each value, as {"hair": (n, 12)}, by a linear classifier of mu.
+
+        The values are `VAE.classifiers.values`, the held-out accuracies `VAE.classifiers.accuracy`. InputError if the
+        model has no attributes.
+        """
+        return self._classifiers().probabilities(self.encode(images)[0])
+
+    def _classifiers(self) -> Attributes:
+        if self.classifiers is None:
+            raise InputError(f"attributes: the model {self.config.name!r} has none; export a run with labels")
+        return self.classifiers
 
     def _prior_of(self, prior: Literal["model", "unit"] | Prior) -> Prior:
         if isinstance(prior, Prior):

@@ -1,0 +1,159 @@
+"""Attributes of faces, as hair or eye color: a linear classifier of codes for each, beside the graphs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vae_runtime.checks import as_codes, make_rng
+from vae_runtime.errors import InputError, InputTypeError
+from vae_runtime.npz import parse_arrays, read_file, save_arrays
+from vae_runtime.prior import Codes, Prior
+
+_ARRAYS = {
+    "columns": ("U", 1),
+    "counts": ("i", 1),
+    "values": ("U", 1),
+    "weights": ("f", 2),
+    "bias": ("f", 1),
+    "accuracy": ("f", 1),
+}
+_CANDIDATES = 128  # draws from the prior of which one is kept
+_AT_ONCE = 64  # faces that are drawn at a time, to bound memory
+
+
+@dataclass(frozen=True, eq=False)
+class Attributes:
+    """Columns of labels, as "hair", each with its values, as "blue", and a softmax classifier of codes.
+
+    The rows of `weights` and `bias` are the values of all columns, one column after the other.
+    """
+
+    values: Mapping[str, tuple[str, ...]]
+    """Column -> its values, two or more."""
+    weights: NDArray[np.float32]
+    """(number of all values, latent_dim)"""
+    bias: NDArray[np.float32]
+    """(number of all values,)"""
+    accuracy: NDArray[np.float32]
+    """Share of held-out faces whose most probable value is right, by column: (number of columns,)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {str(name): tuple(map(str, each)) for name, each in self.values.items()})
+        for name in ("weights", "bias", "accuracy"):
+            array = np.ascontiguousarray(getattr(self, name), np.float32)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        total = sum(len(each) for each in self.values.values())
+        shapes = self.weights.ndim, self.weights.shape[:1], self.bias.shape, self.accuracy.shape
+        if not self.values or shapes != (2, (total,), (total,), (len(self.values),)):
+            raise InputError(
+                f"attributes: weights {self.weights.shape}, bias {self.bias.shape}, accuracy {self.accuracy.shape} for "
+                f"{total} values of {len(self.values)} columns; expected a row for each value"
+            )
+        if not all(np.isfinite(array).all() for array in (self.weights, self.bias, self.accuracy)):
+            raise InputError("attributes: expected finite numbers; fit them again")
+        if not all(len(set(each)) == len(each) >= 2 for each in self.values.values()):
+            raise InputError("attributes: expected two or more distinct values in each column")
+
+    @property
+    def latent_dim(self) -> int:
+        """Length of a code."""
+        return int(self.weights.shape[1])
+
+    def probabilities(self, codes: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        """Column -> the probability of each of its values for codes (n, latent_dim): float64 (n, number of values)."""
+        return {name: np.exp(logs) for name, logs in self._log_probabilities(codes).items()}
+
+    def log_probability(self, codes: ArrayLike, where: Mapping[str, str]) -> NDArray[np.float64]:
+        """log p(where | z), (n,), of one value for some of the columns, which count as independent given the code.
+
+        InputError for an unknown column or value names those there are.
+        """
+        places = [(column, self._place(column, value)) for column, value in self.check(where).items()]
+        logs = self._log_probabilities(codes)
+        return np.asarray(sum(logs[column][:, place] for column, place in places), np.float64)
+
+    def check(self, where: Mapping[str, str]) -> Mapping[str, str]:
+        """`where` itself if all its columns and values exist, else InputTypeError or InputError."""
+        if not isinstance(where, Mapping) or not where:
+            raise InputTypeError(f"where: got {where!r}, expected column -> value, as {self._example()}")
+        for column, value in where.items():
+            self._place(column, value)
+        return where
+
+    def sample(
+        self,
+        prior: Prior,
+        count: int,
+        where: Mapping[str, str],
+        rng: np.random.Generator | int | None = None,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+    ) -> Codes:
+        """`count` draws of p(z | where), about proportional to p(where | z) p(z): float32 (count, latent_dim).
+
+        Sampling importance resampling (Rubin 1987): of `128` draws from the prior, one is kept by its probability.
+        """
+        self.check(where)
+        generator, found = make_rng(rng), [np.empty((0, self.latent_dim), np.float32)]
+        for start in range(0, count, _AT_ONCE):
+            faces = min(_AT_ONCE, count - start)
+            codes = prior.sample(faces * _CANDIDATES, generator, temperature, truncation)
+            scores = self.log_probability(codes, where).reshape(faces, _CANDIDATES)
+            chosen = (scores + generator.gumbel(size=scores.shape)).argmax(axis=1)  # a draw by exp(scores)
+            found.append(codes.reshape(faces, _CANDIDATES, -1)[np.arange(faces), chosen])
+        return np.concatenate(found)
+
+    def _log_probabilities(self, codes: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        scores = as_codes(codes, self.latent_dim) @ self.weights.T.astype(np.float64) + self.bias
+        edges = np.cumsum([len(each) for each in self.values.values()])[:-1]
+        parts = (part - part.max(axis=1, keepdims=True) for part in np.split(scores, edges, axis=1))
+        logs = [part - np.log(np.exp(part).sum(axis=1, keepdims=True)) for part in parts]
+        return dict(zip(self.values, logs, strict=True))
+
+    def _place(self, column: str, value: str) -> int:
+        if column not in self.values:
+            raise InputError(f"where: no attribute {column!r}; expected one of {', '.join(self.values)}")
+        if value not in self.values[column]:
+            near = difflib.get_close_matches(str(value), self.values[column], n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"where: {column} has no value {value!r}; {hint}expected one of {', '.join(self.values[column])}"
+            )
+        return self.values[column].index(value)
+
+    def _example(self) -> dict[str, str]:
+        column, values = next(iter(self.values.items()))
+        return {column: values[0]}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a .npz without pickle; the same attributes give the same bytes."""
+        names = {
+            "columns": np.array(list(self.values)),
+            "counts": np.array([len(each) for each in self.values.values()], np.int32),
+            "values": np.array([value for each in self.values.values() for value in each]),
+        }
+        return save_arrays(path, names | {name: getattr(self, name) for name in ("weights", "bias", "accuracy")})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Attributes:
+        """Read what `save` wrote; ModelFileError for anything else, InputError for invalid values."""
+        return cls.from_bytes(read_file(path), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Attributes:
+        """As `load`, from the bytes of the file. name: for messages."""
+        arrays = parse_arrays(data, name, _ARRAYS)
+        columns, counts, values = (arrays[key].tolist() for key in ("columns", "counts", "values"))
+        if len(columns) != len(counts) or sum(counts) != len(values) or min(counts, default=0) < 1:
+            raise InputError("attributes: expected a number of values for each column")
+        ends = np.cumsum(counts).tolist()
+        parts = {column: values[end - count : end] for column, count, end in zip(columns, counts, ends, strict=True)}
+        return cls(parts, arrays["weights"], arrays["bias"], arrays["accuracy"])
