@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from vae_train.data.avatars import choose_attributes, draw, draw_many, draw_svg
 
@@ -14,6 +15,7 @@ def test_a_face_depends_on_seed_and_index_alone():
     assert (draw(3, 32, seed=2)[0] != first).any()
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_does_not_matter():
     one = list(draw_many(260, 16, seed=5, processes=1))
     two = list(draw_many(260, 16, seed=5, processes=2))

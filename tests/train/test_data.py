@@ -294,6 +294,7 @@ def load_from_hub(env: dict[str, str], address: str) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, "-c", HUB_CODE, address], env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["images", "parquet", "zip"])
 def test_a_data_set_of_the_hub(tmp_path, form):
     """Through the real huggingface_hub client, against a local stand-in of the Hub's HTTP interface; then offline."""
