@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vae_runtime.errors import VAEError
+from vae_runtime.hub import HUB_PREFIX
 from vae_train.data.sources import AVATARS
 from vae_train.errors import UsageError
 
@@ -39,7 +42,10 @@ def _other(default: Any, help: str) -> Any:
 class TrainConfig:
     """The settings that decide what a run computes; where it computes and writes is not among them."""
 
-    data: str = _other(AVATARS, "avatars, a folder, a .zip or .tar of pictures, or hf:owner/name")
+    data: tuple[str, ...] = _other(
+        (AVATARS,), "avatars, a folder, a .zip or .tar of pictures, or hf:owner/name; may be given several times"
+    )
+    init: str = _other("", "model to start from: an exported folder, hf:owner/name or a run; its sizes are kept")
     preset: str = _choice(
         "classic", "classic: 32x32, five stride-2 convolutions; base: 64x64, residual, sharper", ("classic", "base")
     )
@@ -49,29 +55,32 @@ class TrainConfig:
     latent_dim: int = _number(128, "length of the code z", 1, 4096)
     decoder_blocks: int = _number(0, "additional residual blocks at the decoder's coarsest size (base only)", 0, 64)
     batch_size: int = _number(128, "pictures a step, those of all processes together", 2, 65536)
-    learning_rate: float = _number(1e-3, "of Adam", 1e-8, 1.0)
-    schedule: str = _choice("constant", "of the learning rate; cosine: to 0 at the last step", SCHEDULES)
-    warmup: int = _number(0, "steps over which the learning rate grows from 0", 0, 10_000_000)
-    clip: float = _number(0.0, "longest gradient; longer ones are shortened to it; 0: none is", 0.0, 1e9)
+    learning_rate: float = _number(1e-3, "learning rate of Adam", 1e-8, 1.0)
+    schedule: str = _choice("constant", "schedule of the learning rate; cosine: falls to 0 at the last step", SCHEDULES)
+    warmup: int = _number(0, "steps over which the learning rate grows linearly from 0", 0, 10_000_000)
+    clip: float = _number(0.0, "gradient norm clip; 0: off", 0.0, 1e9)
     likelihood: str = _choice(
-        "mse", "of a picture: mse, the sum of squared errors; gaussian, with the variance that fits best", LIKELIHOODS
+        "mse", "reconstruction term: mse, the sum of squared errors; gaussian, with the optimal variance", LIKELIHOODS
     )
     beta: float = _number(1.0, "weight of the KL divergence", 0.0, 1e6)
     kl_warmup: int = _number(200, "steps over which the weight of the KL divergence grows from 0", 0, 10_000_000)
     sharpness: float = _number(
-        0.0, "weight of the patch distance, in nats a colour value, in the last quarter of a run", 0.0, 1e6
+        0.0, "weight of the patch distance in the last quarter of a run, nats per color value", 0.0, 1e6
     )
-    free_bits: float = _number(0.0, "nats that each latent's KL divergence may have for nothing", 0.0, 100.0)
-    ema: float = _number(
-        0.999, "decay of the averaged weights, which are evaluated and exported; 0: no average", 0.0, 0.99999
+    free_bits: float = _number(0.0, "nats of KL divergence per latent that are not penalized", 0.0, 100.0)
+    ema: float = _number(0.999, "decay of the averaged weights, which are evaluated and exported; 0: off", 0.0, 0.99999)
+    flip: bool = _other(False, "mirror pictures at random")
+    shift: int = _number(0, "shift pictures at random by at most this many pixels", 0, 16)
+    precision: str = _choice("auto", "of matrix products; auto: bfloat16 where the processor has it", PRECISIONS)
+    patience: int = _number(
+        0, "epochs without a better held-out loss after which a run stops, its best weights kept; 0: none", 0, 1_000_000
     )
-    flip: bool = _other(False, "mirror every other picture, anew in each epoch")
-    shift: int = _number(0, "most pixels that each picture is moved up, down and aside, anew in each epoch", 0, 16)
-    precision: str = _choice("auto", "of the products; auto: bfloat16 where the processor has it", PRECISIONS)
-    avatars: int = _number(8000, "faces to draw, for --data avatars", 64, 10_000_000)
-    seed: int = _number(0, "decides weights, order, mirroring, noise and avatars", 0, 2**31 - 1)
+    avatars: int = _number(8000, "number of faces to draw, for --data avatars", 64, 10_000_000)
+    seed: int = _number(0, "seed of weights, order, augmentation, noise and avatars", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
+        sources = (self.data,) if isinstance(self.data, str) else tuple(self.data)
+        object.__setattr__(self, "data", sources)  # a list in JSON; one text in runs of earlier versions
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
         if self.image_size % STRIDE:
@@ -133,19 +142,64 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def make_config(given: dict[str, Any]) -> TrainConfig:
-    """The settings of a new run: those of the preset, and over them the ones that were given."""
-    preset = given.get("preset", TrainConfig.preset)
-    return TrainConfig(**{**PRESETS.get(preset, {}), **given})
+ARCHITECTURE = ("preset", "image_size", "latent_dim", "decoder_blocks", "batch_norm")
+"""Settings that decide which weights a network has."""
+
+FINE_TUNING: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "schedule": "cosine",
+    "warmup": 20,
+    "clip": 1000.0,
+    "kl_warmup": 0,
+    "sharpness": 0.0,
+    "flip": True,
+    "shift": 2,
+}
+"""What a run that starts from a model (--init) sets apart from the preset's settings."""
+
+_PASSES = 20_000  # pictures that a fine-tuning run sees in all, about
+
+
+def fine_tuning_length(pictures: int) -> dict[str, int]:
+    """Settings of a fine-tuning run that follow from its number of training pictures."""
+    epochs = min(100, max(3, round(_PASSES / max(1, pictures))))
+    return {"epochs": epochs, "batch_size": min(32, max(2, pictures // 4)), "patience": max(3, epochs // 5)}
+
+
+def make_config(given: dict[str, Any], initial: dict[str, Any] | None = None) -> TrainConfig:
+    """The settings of a new run: those of the preset, overridden by those that were given.
+
+    initial: settings of the model to start from, see `engine.initial`. UsageError if `given` contradicts its
+    architecture.
+    """
+    if initial is None:
+        preset = given.get("preset", TrainConfig.preset)
+        return TrainConfig(**{**PRESETS.get(preset, {}), **given})
+    for name in ARCHITECTURE:
+        if name in given and given[name] != initial[name]:
+            raise UsageError(
+                f"{option(name)} {given[name]}: {given['init']} has {initial[name]}, and --init keeps it; leave it out"
+            )
+    return TrainConfig(**{**PRESETS[initial["preset"]], **FINE_TUNING, **initial, **given})
+
+
+def absolute_sources(sources: Sequence[str]) -> tuple[str, ...]:
+    """Sources with their paths made absolute, so that a run can be resumed from any working folder."""
+    return tuple(
+        source if source == AVATARS or source.startswith(HUB_PREFIX) else os.path.abspath(source) for source in sources
+    )
 
 
 def resumed_config(run: Path, given: dict[str, Any]) -> TrainConfig:
-    """The settings of the run in `run`, with more epochs if they are given; UsageError lists what else differs."""
+    """The settings of the run in `run`, with more epochs if they are given; UsageError lists what else differs.
+
+    `data` may differ: it says where the pictures are now, and their content decides whether they are the run's.
+    """
     saved = TrainConfig.load(run)
     differing = [
         f"{option(name)} {value} (the run has {getattr(saved, name)})"
         for name, value in given.items()
-        if name != "epochs" and value not in (getattr(saved, name), "auto")
+        if name not in ("data", "epochs") and value not in (getattr(saved, name), "auto")
     ]
     if differing:
         raise UsageError(f"--resume: {run} was made with other settings: {', '.join(differing)}")
@@ -157,4 +211,4 @@ def resumed_config(run: Path, given: dict[str, Any]) -> TrainConfig:
             f"--epochs {epochs}: with the cosine schedule, or with --sharpness, the number of epochs decides what each "
             "step does, so this run cannot be given more; start a new one"
         )
-    return dataclasses.replace(saved, epochs=epochs)
+    return dataclasses.replace(saved, epochs=epochs, data=given.get("data", saved.data))

@@ -1,4 +1,4 @@
-"""The trainer's errors, under the root that it shares with the runtime."""
+"""The errors of training, all of them subclasses of VAEError."""
 
 from __future__ import annotations
 
@@ -27,3 +27,7 @@ class TrainingError(VAEError, RuntimeError):
 
 class ExportError(VAEError, RuntimeError):
     """An export that was not published, because it failed or its graphs disagree with the model."""
+
+
+class MissingPackageError(VAEError, ImportError):
+    """A package that training needs is not installed."""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vae_runtime import VAE, ModelConfig
-from vae_train.__main__ import train_parser
+from vae_train.__main__ import build_parser
 from vae_train.config import TrainConfig, make_config
 from vae_train.data import avatars
 from vae_train.engine.runs import load_checkpoint
@@ -293,7 +293,7 @@ def test_base_is_as_portable_as_classic(faces_zip, tmp_path):
 def test_the_cards_command_makes_the_same_settings(given):
     """The words of the card, read by the command line's own parser."""
     config = make_config({"data": "faces.zip", **given})
-    parsed = vars(train_parser().parse_args(card.command(config, "faces.zip").split()))
-    for place in ("out", "resume", "device", "tensorboard"):
+    parsed = vars(build_parser().parse_args(card.command(config, "faces.zip").split()))
+    for place in ("verb", "do", "out", "resume", "device", "tensorboard"):
         parsed.pop(place)
     assert make_config(parsed) == config

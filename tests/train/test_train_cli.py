@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_train.__main__ import default_run, main
+from vae_train import commands
+from vae_train.__main__ import main
+from vae_train.commands import default_run
 from vae_train.config import TrainConfig, make_config, resumed_config
 from vae_train.errors import UsageError
 
@@ -81,7 +83,8 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", BAD)
 def test_bad_command_lines_exit_with_2_one_sentence_and_write_nothing(name, place, capsys, monkeypatch):
     monkeypatch.setattr("vae_train.data.faces.load_image", None)  # reading a picture would fail
-    monkeypatch.setattr("vae_train.__main__.find_spec", lambda _: None)  # no TensorBoard
+    real = commands.find_spec
+    monkeypatch.setattr(commands, "find_spec", lambda name: None if name == "tensorboard" else real(name))
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     with pytest.raises(SystemExit) as caught:
         main(BAD[name])
@@ -124,7 +127,7 @@ def test_default_run_folders():
 
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        main(["train", "--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     for text in ("--data", "--preset", "--epochs", "--out", "--resume", "--device", "avatars", "default: 128"):

@@ -44,8 +44,8 @@ class Checkpoint:
     """Weights, statistics and the optimiser's moments, on the CPU."""
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint, drop all but the last `KEEP`, and return the path of its JSON.
+def save(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
+    """Write a checkpoint, drop all but the last `keep`, and return the path of its JSON.
 
     Raises CheckpointError if the disk does not take it; the ones before stay as they are.
     """
@@ -68,7 +68,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         raise CheckpointError(f"{path}: could not be written ({error}){_room(folder, len(data), error)}") from error
     # Newer ones are damaged, or this one would not have been written: they do not push it out.
-    for old in [other for other in _newest_first(folder) if other <= path][KEEP:]:
+    for old in [other for other in _newest_first(folder) if other <= path][keep:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return path

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,31 +115,6 @@ def lock_run(run: Path, context: DistributedContext) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def check_run_folder(folder: Path, resume: bool, has_run: bool) -> None:
-    """Raise UsageError unless a new run may be written into `folder`, or it holds one to resume."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder}: is a file; give another folder")
-    if resume and not has_run:
-        raise UsageError(f"--resume: there is no run in {folder}; give the folder of one with --out")
-    if not resume and has_run:
-        raise UsageError(f"--out {folder}: already holds a run; add --resume to continue it, or give another folder")
-    if not resume and folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK_FILE}:
-        raise UsageError(f"--out {folder}: neither empty nor a run; give another folder")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UsageError(f"--out {folder}: {existing} is not writable")
-
-
-def check_outside_sources(folder: Path, sources: Sequence[str]) -> None:
-    """Raise UsageError if `folder` lies inside a source: its figures would become training pictures."""
-    for source in sources:
-        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-            raise UsageError(
-                f"--out {folder}: lies inside the training data {source}, which would then hold the run's own figures; "
-                "give a folder outside of it"
-            )
 
 
 @contextmanager

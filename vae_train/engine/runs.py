@@ -8,7 +8,7 @@ from pathlib import Path
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.engine import checkpoint
 from vae_train.engine.checkpoint import Checkpoint
-from vae_train.engine.state import CHECKPOINTS, load_weights
+from vae_train.engine.state import BEST, CHECKPOINTS, load_weights
 from vae_train.errors import CheckpointError, UsageError
 from vae_train.model.networks import VAE
 
@@ -22,10 +22,13 @@ def find_run(source: Path) -> Path:
 
 
 def load_checkpoint(source: Path) -> Checkpoint:
-    """The newest readable checkpoint of a run's folder, or the one at this path; CheckpointError if there is none."""
+    """The checkpoint at this path, or the best one of a run's folder if it stops early, else its newest good one.
+
+    Raises CheckpointError if there is none.
+    """
     if source.is_file():
         return checkpoint.load(source)
-    saved, damaged = checkpoint.load_latest(source / CHECKPOINTS)
+    saved, damaged = checkpoint.load_latest(source / (BEST if (source / BEST).is_dir() else CHECKPOINTS))
     for sentence in damaged:
         print(f"warning: {sentence}; using the one before it", file=sys.stderr)
     if saved is None:

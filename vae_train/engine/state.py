@@ -20,6 +20,8 @@ from vae_train.model.networks import VAE
 from vae_train.model.tensors import CHANNELS_LAST
 
 CHECKPOINTS = "checkpoints"
+BEST = "best"
+"""Folder of the checkpoint with the best held-out loss, in runs that stop early."""
 
 ERROR, KL, IMAGES, SKIPPED, LAST_SKIPPED = range(5)
 """Places of `State.sums`."""
@@ -79,10 +81,13 @@ def update_average(state: State) -> None:
             average.copy_(current)
 
 
-def save(state: State, step: int, run: Path, data: dict[str, Any]) -> None:
-    """Write a checkpoint of the run; TrainingError if a weight is not finite, CheckpointError if the disk refuses.
+def save(
+    state: State, step: int, run: Path, data: dict[str, Any], folder: str = CHECKPOINTS, keep: int = checkpoint.KEEP
+) -> None:
+    """Write a checkpoint into a folder of the run.
 
-    data: name, count and sha256 of the pictures that the run is trained on.
+    data: name, count and sha256 of the pictures that the run is trained on. Raises TrainingError if a weight is not
+    finite, CheckpointError if the disk refuses.
     """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
@@ -90,10 +95,11 @@ def save(state: State, step: int, run: Path, data: dict[str, Any]) -> None:
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in moments.items()}
     tensors["tally"] = state.sums  # the key that this format has always had
-    position = {"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "data": data}
+    position: dict[str, Any] = {"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "data": data}
     if not all(value.isfinite().all() for value in tensors.values()):
         raise TrainingError(f"step {step}: weights that are not finite; the last good checkpoint stays in {run}")
-    checkpoint.save(run / CHECKPOINTS, Checkpoint(step, position | {"threads": torch.get_num_threads()}, tensors))
+    position["threads"] = torch.get_num_threads()
+    checkpoint.save(run / folder, Checkpoint(step, position, tensors), keep)
 
 
 def restore(state: State, saved: Checkpoint) -> None:

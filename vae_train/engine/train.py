@@ -29,6 +29,7 @@ from vae_train.engine.checkpoint import Checkpoint
 from vae_train.engine.device import choose_precision, describe_device
 from vae_train.engine.distributed import SINGLE_PROCESS, DistributedContext, process_group
 from vae_train.engine.held_out import draw, evaluate_held_out
+from vae_train.engine.initial import load_initial
 from vae_train.engine.loader import Loader
 from vae_train.engine.logger import Logger, read_metrics
 from vae_train.engine.run_folder import (
@@ -40,7 +41,7 @@ from vae_train.engine.run_folder import (
     disk_may_refuse,
     lock_run,
 )
-from vae_train.engine.state import CHECKPOINTS, ERROR, IMAGES, KL, SKIPPED, State, make_state, restore, save
+from vae_train.engine.state import BEST, CHECKPOINTS, ERROR, IMAGES, KL, SKIPPED, State, make_state, restore, save
 from vae_train.engine.step import SHARPNESS_WEIGHT, Step, make_batch, make_step, schedule_values
 from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
 from vae_train.model.figures import FIGURES
@@ -87,6 +88,11 @@ def train(
             state = make_state(config, device, context)
             if saved is not None:
                 restore(state, saved)
+            elif config.init:
+                weights = load_initial(config.init)[1].state_dict()
+                state.model.load_state_dict(weights)
+                state.average.load_state_dict(weights)
+            logger = None
             if context.is_main:
                 report(config, faces, held_out, loader, run)
                 checkpoint.write(run / CONFIG_FILE, config.to_json().encode())
@@ -94,7 +100,7 @@ def train(
             bar.update((state.epoch * loader.batches + state.batch) * config.batch_size)
             with advise_on_memory(config, device):
                 step = make_step(state, config, loader)
-                while state.epoch < config.epochs:
+                while state.epoch < config.epochs and not has_stalled(logger, config, context):
                     try:
                         train_epoch(state, config, loader, step, bar, stop)
                     except Interrupted:
@@ -102,17 +108,19 @@ def train(
                             save(state, state.epoch * loader.batches + state.batch, run, data)
                         raise
                     record = close_epoch(state, config, loader)
-                    if context.is_main:
+                    if logger is not None:
                         figures = evaluate_held_out(state.average, test_pixels, config)
                         record |= {"device": describe_device(device, context)}
                         logger.add(record | {f"held_out_{name}": value for name, value in figures.items()})
+                        if config.patience and best_epoch(logger) == state.epoch:
+                            save(state, record["step"], run, data, BEST, keep=1)
                         save(state, record["step"], run, data)
                         bar.write(describe(logger.records[-1], config.epochs))
                         if time.monotonic() - last_drawn > _DRAW_INTERVAL or state.epoch == config.epochs:
                             with disk_may_refuse(run / FIGURES, warned):
                                 draw(state.average, shown, logger.records, run, config)
                             last_drawn = time.monotonic()
-            if context.is_main:
+            if logger is not None:
                 logger.close()
         return faces
 
@@ -183,14 +191,34 @@ def close_epoch(state: State, config: TrainConfig, loader: Loader) -> dict[str, 
 def check_divergence(loss: float, epoch: int, config: TrainConfig, dimensions: int) -> None:
     """Raise TrainingError if the mean loss of an epoch, counted from 0, is one that no picture explains.
 
-    The first epoch of several may be: its first steps start anywhere.
+    The first two epochs of several may be: their first steps start anywhere.
     """
     free = config.beta * config.free_bits * config.latent_dim
-    if (epoch > 0 or config.epochs == 1) and loss > DIVERGED * dimensions + free:
+    if epoch >= min(2, config.epochs - 1) and loss > DIVERGED * dimensions + free:
         raise TrainingError(
             f"epoch {epoch + 1}: the loss diverges, {loss:.4g} nats per image on average; it is not saved and the last "
             "checkpoint stays; start again with a smaller --learning-rate, a --warmup or a --clip"
         )
+
+
+def best_epoch(logger: Logger) -> int:
+    """The epoch with the smallest held-out loss."""
+    best = min(logger.records, key=lambda record: record.get("held_out_negative_elbo", math.inf))
+    return int(best["epoch"])
+
+
+def has_stalled(logger: Logger | None, config: TrainConfig, context: DistributedContext) -> bool:
+    """Whether the held-out loss has not improved for `config.patience` epochs; the main process, which has the logger,
+    decides for all."""
+    if not config.patience:
+        return False
+    stalled = False
+    if logger is not None and logger.records:
+        best = best_epoch(logger)
+        stalled = logger.records[-1]["epoch"] - best >= config.patience
+        if stalled:
+            print(f"stopping early: no better held-out loss than that of epoch {best}", file=sys.stderr)
+    return bool(context.all_reduce_max(int(stalled)))
 
 
 def describe(record: dict[str, Any], epochs: int) -> str:

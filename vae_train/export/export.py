@@ -143,7 +143,7 @@ def write_neighbors(model: VAE, config: TrainConfig, faces: Faces, folder: Path)
     return [NEIGHBORS_FILE]
 
 
-def source_of(run: Path, data: str | None = None) -> Faces | None:
+def source_of(run: Path, data: Sequence[str] | None = None) -> Faces | None:
     """The pictures that a run was trained on, from its own source or from `data`, where they lie now.
 
     None, with a warning, if the run's own source is gone. Raises DataError if `data` cannot be read.

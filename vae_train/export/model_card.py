@@ -12,6 +12,7 @@ from vae_runtime.config import CARD_FILE, DIRECTIONS_FILE, PRIOR_FILE, ModelConf
 from vae_runtime.directions import Directions
 from vae_runtime.errors import ModelFileError
 from vae_runtime.files import write_atomically
+from vae_runtime.hub import HUB_PREFIX
 from vae_runtime.prior import Prior
 from vae_train.config import TrainConfig, make_config, option
 from vae_train.data.sources import AVATARS
@@ -129,6 +130,8 @@ def command(trained: TrainConfig, data: str) -> str:
     words = [f"--preset {trained.preset}"] if trained.preset != TrainConfig.preset else []
     for item in dataclasses.fields(trained):
         value = getattr(trained, item.name) if item.name != "data" else data
+        if item.name == "init" and not value.startswith(HUB_PREFIX):
+            value = Path(value).name  # not where it lay on this machine
         if isinstance(value, bool) and value != getattr(preset, item.name):
             words.append(option(item.name) if value else option(f"no_{item.name}"))
         elif item.name in ("data", "epochs", "seed") or value != getattr(preset, item.name):
