@@ -12,7 +12,7 @@ import torch
 
 import vae_runtime
 from vae_train.errors import UsageError
-from vae_train.model.exported import add_decoder_blocks, load_exported
+from vae_train.model.exported import load_exported, with_fine_decoder
 from vae_train.model.networks import VAE, fold_batch_norm
 
 SHIPPED = ["anime-32", "anime-64", "avatars-64"]
@@ -38,7 +38,7 @@ def test_the_networks_answer_as_the_graphs_do(name, rng):
 
 
 def test_folding_keeps_answers_and_names():
-    model = VAE(64, 16, "base", decoder_blocks=1)
+    model = VAE(64, 16, "base", "fine")
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -53,18 +53,22 @@ def test_folding_keeps_answers_and_names():
         after = model(image, eps)
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert model.state_dict().keys() == VAE(64, 16, "base", 1, batch_norm=False).state_dict().keys()
+    assert model.state_dict().keys() == VAE(64, 16, "base", "fine", batch_norm=False).state_dict().keys()
 
 
-def test_added_blocks_change_nothing_at_first():
+def test_a_fine_decoder_keeps_what_both_share():
     _, model = load_exported(shipped("anime-64"))
-    deeper = add_decoder_blocks(model, 2)
+    fine = with_fine_decoder(model)
+    assert fine.decoder_kind == "fine"
+    assert with_fine_decoder(fine) is fine
     z = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(deeper.decoder(z), model.decoder(z))
-    assert deeper.decoder_blocks == model.decoder_blocks + 2
-    with pytest.raises(UsageError, match="--decoder-blocks"):
-        add_decoder_blocks(load_exported(shipped("anime-32"))[1], 1)
+        wide = fine.decoder.layers[3]
+        wide.layers[1], wide.layers[4] = model.decoder.layers[3].layers[1], model.decoder.layers[3].layers[4]
+        # Up to the channels that were left out, the features at half the side are the same: layers 0-8 and 0-9.
+        torch.testing.assert_close(fine.decoder.layers[:10](z), model.decoder.layers[:9](z))
+    with pytest.raises(UsageError, match="--decoder"):
+        with_fine_decoder(load_exported(shipped("anime-32"))[1])
 
 
 def test_another_preset_is_refused(tmp_path):

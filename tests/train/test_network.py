@@ -160,14 +160,14 @@ def test_a_block_is_its_input_and_a_change():
     torch.testing.assert_close(block(x), x)
 
 
-def test_additional_decoder_blocks_are_bottlenecks_at_the_coarsest_size() -> None:
-    plain, deeper = VAE(64, 8, "base"), VAE(64, 8, "base", decoder_blocks=3)
-    blocks = [module for module in deeper.decoder.modules() if isinstance(module, Block)]
-    shapes = [tuple(block.layers[1].weight.shape) for block in blocks]
-    assert shapes[:4] == [(128, 128, 3, 3)] + [(64, 128, 3, 3)] * 3
+def test_the_fine_decoder_has_two_bottlenecks_and_channels_at_full_size() -> None:
+    plain, fine = VAE(64, 8, "base"), VAE(64, 8, "base", "fine")
+    blocks = [module for module in fine.decoder.modules() if isinstance(module, Block)]
+    assert [tuple(block.layers[1].weight.shape) for block in blocks[:2]] == [(64, 128, 3, 3)] * 2
+    assert fine.decoder.layers[-2].weight.shape == (3, 16, 3, 3)
     assert VAE.from_config(TrainConfig(image_size=64, latent_dim=8, preset="base")).state_dict().keys() == (
         plain.state_dict().keys()
     )
-    assert deeper.eval().decoder(torch.zeros(2, 8)).shape == (2, 3, 64, 64)
-    with pytest.raises(UsageError, match="--decoder-blocks"):
-        TrainConfig(decoder_blocks=1)
+    assert fine.eval().decoder(torch.zeros(2, 8)).shape == (2, 3, 64, 64)
+    with pytest.raises(UsageError, match="--decoder"):
+        TrainConfig(decoder="fine")

@@ -15,9 +15,10 @@ from vae_runtime.ort.verify import read_verified
 from vae_train.errors import UsageError
 from vae_train.model.networks import VAE
 
-_FIRST_ADDED = 4
-"""Place of the first additional block in the decoder of `base`: behind the linear map, its shape, the first convolution
-and the first block."""
+_FIRST_BLOCK = 3
+"""Place of the first block in the decoder of `base`: behind the linear map, its shape and the first convolution."""
+_FINE_LAYER = "layers.4.layers.1.weight"
+"""A parameter of the second block, which only the decoder "fine" has."""
 
 
 def load_exported(folder: Path) -> tuple[ModelConfig, VAE]:
@@ -27,9 +28,8 @@ def load_exported(folder: Path) -> tuple[ModelConfig, VAE]:
     """
     config = ModelConfig.load(folder)
     encoder, decoder = (_parameters(folder / file, config.files[file]) for file in (ENCODER_FILE, DECODER_FILE))
-    plain = VAE(config.image_size, config.latent_dim, config.preset, batch_norm=False)
-    blocks = _layers(decoder) - _layers(plain.decoder.state_dict())
-    model = VAE(config.image_size, config.latent_dim, config.preset, blocks, batch_norm=False) if blocks > 0 else plain
+    decoder_kind = "fine" if _FINE_LAYER in decoder else "plain"
+    model = VAE(config.image_size, config.latent_dim, config.preset, decoder_kind, batch_norm=False)
     for network, parameters, file in ((model.encoder, encoder, ENCODER_FILE), (model.decoder, decoder, DECODER_FILE)):
         try:
             network.load_state_dict(parameters)
@@ -41,27 +41,35 @@ def load_exported(folder: Path) -> tuple[ModelConfig, VAE]:
     return config, model.eval()
 
 
-def add_decoder_blocks(model: VAE, count: int) -> VAE:
-    """The same model with `count` more residual blocks at the coarsest size of its decoder, BatchNorm folded away.
+def with_fine_decoder(model: VAE) -> VAE:
+    """The same model with the decoder "fine", BatchNorm folded away; as it is if it has that decoder already.
 
-    The new blocks add nothing at first, so that the decoder's answers stay the same. model: with `batch_norm=False`.
+    What both decoders share is kept. The first block keeps the half of its hidden channels with the largest weights,
+    the second one starts at nothing, and the last two layers at random: the result must be trained to draw like
+    `model` before it is of use. model: of the preset base, with `batch_norm=False`; UsageError otherwise.
     """
     if model.preset != "base":
-        raise UsageError(f"--decoder-blocks {count}: only the preset base has residual blocks")
-    wider = VAE(model.image_size, model.latent_dim, model.preset, model.decoder_blocks + count, batch_norm=False)
-    first = _FIRST_ADDED + model.decoder_blocks
-    weights = wider.state_dict()
-    for name, value in model.state_dict().items():
-        part, layers, number, *rest = name.split(".")
-        if part == "decoder" and int(number) >= first:
-            name = ".".join([part, layers, str(int(number) + count), *rest])
-        weights[name] = value
-    wider.load_state_dict(weights)
-    for block in wider.decoder.layers[first : first + count]:
-        last = block.layers[4]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-    return wider.train(model.training)
+        raise UsageError(f"--decoder fine: only the preset base has it, this model is of {model.preset}")
+    if model.decoder_kind == "fine":
+        return model
+    fine = VAE(model.image_size, model.latent_dim, model.preset, "fine", batch_norm=False)
+    fine.encoder.load_state_dict(model.encoder.state_dict())
+    old, new = list(model.decoder.layers), list(fine.decoder.layers)
+    wide = old.pop(_FIRST_BLOCK)
+    narrow, added = new.pop(_FIRST_BLOCK), new.pop(_FIRST_BLOCK)
+    for before, after in zip(old[:-2], new, strict=False):  # all but the last map and the sigmoid
+        after.load_state_dict(before.state_dict())
+    with torch.no_grad():
+        first, second = wide.layers[1], wide.layers[4]
+        size = first.weight.square().sum((1, 2, 3)) * second.weight.square().sum((0, 2, 3))
+        kept = size.topk(narrow.layers[1].out_channels).indices.sort().values
+        narrow.layers[1].weight.copy_(first.weight[kept])
+        narrow.layers[1].bias.copy_(first.bias[kept])
+        narrow.layers[4].weight.copy_(second.weight[:, kept])
+        narrow.layers[4].bias.copy_(second.bias)
+        nn.init.zeros_(added.layers[4].weight)
+        nn.init.zeros_(added.layers[4].bias)
+    return fine.train(model.training)
 
 
 def _parameters(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -76,8 +84,3 @@ def _parameters(path: Path, sha256: str) -> dict[str, Tensor]:
         for name, array in arrays.items()
         if array.dtype == np.float32
     }
-
-
-def _layers(parameters: dict[str, Tensor]) -> int:
-    """Number of the last layer of a decoder that has parameters."""
-    return max((int(name.split(".")[1]) for name in parameters if name.startswith("layers.")), default=0)

@@ -43,8 +43,8 @@ def classic_encoder(image_size: int) -> nn.Sequential:
     return nn.Sequential(down(3, 16), down(16, 32), down(32, 64), down(64, 128), down(128, 256))
 
 
-def classic_decoder(image_size: int, blocks: int = 0) -> nn.Sequential:
-    """(n, 256, S/32, S/32) -> (n, 3, S, S). `blocks` must be 0: `classic` has no residual blocks."""
+def classic_decoder(image_size: int, decoder: str = "plain") -> nn.Sequential:
+    """(n, 256, S/32, S/32) -> (n, 3, S, S)."""
     return nn.Sequential(
         up(256, 128),
         up(128, 64),
@@ -93,6 +93,10 @@ def double(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), nn.BatchNorm2d(outputs))
 
 
+FINE_CHANNELS = 16
+"""Hidden channels at full size of the decoder "fine"."""
+
+
 def base_widths(image_size: int) -> list[int]:
     """Channels after each halving of the side, until 8 to 15 places are left of it: at 64 pixels 32, 64, 128."""
     halvings = halvings_of("base", image_size)
@@ -112,18 +116,23 @@ def base_encoder(image_size: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 32, 1))
 
 
-def base_decoder(image_size: int, blocks: int = 0) -> nn.Sequential:
+def base_decoder(image_size: int, decoder: str = "plain") -> nn.Sequential:
     """(n, 32, s, s), s from 8 to 15 -> (n, 3, S, S)
 
-    blocks: additional residual blocks at the coarsest size, each with half as many channels inside.
+    decoder: "plain", or "fine", which costs a quarter more: its block at the coarsest size becomes two narrower ones,
+    and the last map from half the side to pixels gets `FINE_CHANNELS` hidden channels at full size.
     """
     widths = base_widths(image_size)[::-1]
-    layers: list[nn.Module] = [nn.Conv2d(32, widths[0], 1), Block(widths[0])]
-    layers += [Block(widths[0], hidden=widths[0] // 2) for _ in range(blocks)]
+    fine = decoder == "fine"
+    blocks = [Block(widths[0], hidden=widths[0] // 2) for _ in range(2)] if fine else [Block(widths[0])]
+    layers: list[nn.Module] = [nn.Conv2d(32, widths[0], 1), *blocks]
     for inputs, outputs in pairwise(widths):
         layers += [double(inputs, outputs), Block(outputs)]
-    last = nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)
-    return nn.Sequential(*layers, nn.LeakyReLU(0.2), last, Pixels())
+    layers.append(nn.LeakyReLU(0.2))
+    if fine:
+        hidden = nn.ConvTranspose2d(widths[-1], FINE_CHANNELS, 2, stride=2)
+        return nn.Sequential(*layers, hidden, nn.LeakyReLU(0.2), nn.Conv2d(FINE_CHANNELS, 3, 3, padding=1), Pixels())
+    return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1), Pixels())
 
 
 NETWORKS = {"classic": (classic_encoder, classic_decoder, 256), "base": (base_encoder, base_decoder, 32)}
@@ -163,7 +172,7 @@ class Decoder(nn.Module):
     """z (n, latent_dim) -> image (n, 3, S, S) in [0, 1]"""
 
     def __init__(
-        self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic", decoder_blocks: int = 0
+        self, image_size: int = 32, latent_dim: int = 128, preset: str = "classic", decoder: str = "plain"
     ) -> None:
         super().__init__()
         _, make, channels = NETWORKS[preset]
@@ -171,7 +180,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, channels * side * side),
             nn.Unflatten(1, (channels, side, side)),
-            *make(image_size, decoder_blocks),
+            *make(image_size, decoder),
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -214,23 +223,23 @@ class VAE(nn.Module):
         image_size: int = 32,
         latent_dim: int = 128,
         preset: str = "classic",
-        decoder_blocks: int = 0,
+        decoder: str = "plain",
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
         if image_size < STRIDE or image_size % STRIDE:
             raise ValueError(f"image_size: got {image_size}, expected a multiple of {STRIDE}")
         self.image_size, self.latent_dim, self.preset = image_size, latent_dim, preset
-        self.decoder_blocks = decoder_blocks
+        self.decoder_kind = decoder
         self.encoder = Encoder(image_size, latent_dim, preset)
-        self.decoder = Decoder(image_size, latent_dim, preset, decoder_blocks)
+        self.decoder = Decoder(image_size, latent_dim, preset, decoder)
         if not batch_norm:
             fold_batch_norm(self)
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> VAE:
         """A network of the architecture that `config` describes, with random weights."""
-        return cls(config.image_size, config.latent_dim, config.preset, config.decoder_blocks, config.batch_norm)
+        return cls(config.image_size, config.latent_dim, config.preset, config.decoder, config.batch_norm)
 
     def forward(self, image: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encoder(image)
