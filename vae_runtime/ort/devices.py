@@ -194,6 +194,8 @@ def cuda_driver() -> Driver:
 def why_not_cuda(index: int = 0) -> str | None:
     """Why a CUDA session cannot start here, and the remedy; None where nothing is known to prevent it."""
     ort = import_onnxruntime()
+    if not cuda_driver().version:
+        return "no NVIDIA driver is found; on a machine with an NVIDIA GPU, install its driver"
     if CUDA not in ort.get_available_providers():
         if len(installed_wheels()) > 1:
             return (
