@@ -54,6 +54,7 @@ def build_parser() -> Parser:
     _add_upscale(parser)
     _add_encode(parser)
     _add_nearest(parser)
+    _add_attributes(parser)
     _add_info(parser)
     _add_check(parser)
     _add_push(parser)
@@ -65,6 +66,8 @@ def _add_sample(parser: Parser) -> None:
     verb.add_argument("-n", type=integer(1, 4096), default=16, help="number of faces")
     _add_sampling(verb)
     verb.add_argument("--truncation", type=number(0.1, 10), help="resample numbers beyond this many deviations")
+    text = "only faces with an attribute, as hair=blue; may be given several times"
+    verb.add_argument("--where", type=_where, action="append", default=None, metavar="COLUMN=VALUE", help=text)
     _add_sheet(verb, "samples.png", ".png")
 
 
@@ -175,6 +178,13 @@ def _add_adapt(parser: Parser) -> None:
     _add_model(verb, "--model")
 
 
+def _add_attributes(parser: Parser) -> None:
+    text = "the most probable attributes of each picture, as hair=blue, for a model with labels"
+    verb = parser.add_verb(_CODES, "attributes", text, commands.attributes)
+    verb.add_argument("images", nargs="+", type=existing_file, metavar="IMAGE", help="pictures of faces")
+    _add_model(verb, "--model")
+
+
 def _add_info(parser: Parser) -> None:
     text = "what runs where, why not elsewhere, and the command that repairs it"
     _add_model(parser.add_verb(_MODELS, "info", text, commands.info))
@@ -201,6 +211,13 @@ def _box(text: str) -> tuple[int, int, int, int]:
     if min(x, y) < 0 or min(width, height) < 1:
         raise argparse.ArgumentTypeError(f"got {text[:40]}, expected X and Y >= 0, W and H >= 1")
     return x, y, width, height
+
+
+def _where(text: str) -> tuple[str, str]:
+    column, separator, value = text.partition("=")
+    if not (column and separator and value):
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, expected COLUMN=VALUE as in hair=blue")
+    return column, value
 
 
 def _add_prior(verb: Parser) -> None:

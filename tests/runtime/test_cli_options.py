@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from tiny_model import DIM, build_model
 
-from vae_runtime import ModelConfig, Prior, VAEError, figures
+from vae_runtime import VAE, Attributes, ModelConfig, Prior, VAEError, figures, image_grid
 from vae_runtime.__main__ import build_parser, main
-from vae_runtime.config import GOLDEN_FILE, PRIOR_FILE, VARIANTS, graph_files
+from vae_runtime.config import ATTRIBUTES_FILE, GOLDEN_FILE, PRIOR_FILE, VARIANTS, graph_files
 from vae_runtime.directions import Directions
 
 
@@ -32,6 +32,8 @@ def place(tmp_path_factory):
             files[target] = hashlib.sha256((folder / "model" / target).read_bytes()).hexdigest()
     path = Prior([1.0], np.full((1, DIM), 2.0)).save(folder / "model" / PRIOR_FILE)
     files[PRIOR_FILE] = hashlib.sha256(path.read_bytes()).hexdigest()
+    kinds = Attributes({"hair": ("blue", "red")}, np.eye(DIM)[:2] * 9, np.zeros(2), np.ones(1))
+    files[ATTRIBUTES_FILE] = hashlib.sha256(kinds.save(folder / "model" / ATTRIBUTES_FILE).read_bytes()).hexdigest()
     dataclasses.replace(ModelConfig.load(folder / "model"), files=files).save(folder / "model")
     rng = np.random.default_rng(5)
     for name in "abcdefghijklmnopqrst":
@@ -59,6 +61,7 @@ BASE = {
     "encode": "encode a.png b.png --model model -o out.npy",
     "upscale": "upscale a.png --side 4 --steps 3 --model model -o out.png",
     "nearest": "nearest a.png -n 2 --codes known.npy --model model -o out.png",
+    "attributes": "attributes a.png b.png --model model",
     "info": "info model",
     "check": "check model",
 }
@@ -76,6 +79,7 @@ OTHER = {
     "--directions": "d.npz",
     "--box": "1,1,5,5",
     "--mask": "mask.png",
+    "--where": "hair=red",
 }
 FOR_VERB = {
     ("walk", "--method"): "lerp",
@@ -145,7 +149,7 @@ def test_every_option_of_every_verb_acts(verb, option, place, capsys, monkeypatc
     assert plain[0] in (0, None)
     for other in found:
         assert other != plain
-        assert option == "--device" or other[0] in (0, None) or verb in ("check", "nearest")
+        assert option == "--device" or other[0] in (0, None) or verb in ("check", "nearest", "attributes")
     assert len({str(other) for other in found}) == len(found)
 
 
@@ -162,6 +166,8 @@ def write_golden_of(place):
         ("walk a.png b.png --seed 3 -o out.webp", "--seed"),
         ("walk a.png b.png -n 3 -o out.webp", "-n"),
         ("walk a.png -o out.webp", "two or more"),
+        ("sample --where hair=red --where hair=blue -o out.png", "--where"),
+        ("sample --where hair -o out.png", "--where"),
         ("walk -o out.png --fps 3", "--fps"),
         ("invert a.png -o out.npy --scale 3", "--scale"),
         ("sample -n 4096 --scale 32 -o out.png", "GiB"),
@@ -184,6 +190,20 @@ def test_directions_for_another_latent_dim_are_refused_in_one_sentence(place, ca
     Directions(("smile",), np.ones((1, DIM + 1))).save(place / "wide.npz")
     status, _, files = outcome([*BASE["edit"].split()[:-2], "--directions", "wide.npz"], capsys)
     assert (status, files) == (1, {})
+
+
+def test_attributes_are_told_and_asked_for(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    options = ["--model", "model", "--device", "cpu"]
+    status, lines, _ = outcome(["attributes", "a.png", "b.png", *options], capsys)
+    assert status == 0
+    assert [line.split(": hair=")[0] for line in lines] == ["a.png", "b.png"]
+    assert main(["sample", "-n", "4", "--where", "hair=red", "--scale", "1", "-o", "out.png", *options]) == 0
+    with Image.open("out.png") as sheet:
+        vae = VAE.load("model", device="cpu")
+        expected = image_grid(vae.sample(4, rng=0, where={"hair": "red"}))
+        np.testing.assert_array_equal(np.asarray(sheet), expected)
+    assert outcome(["sample", "--where", "hair=plaid", "-o", "out.png", *options], capsys)[0] == 1
 
 
 def test_help_lists_every_verb_and_no_default_that_is_none(capsys):

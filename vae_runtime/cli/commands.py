@@ -78,10 +78,17 @@ def _describe(vae: VAE) -> dict[str, str]:
         "variant": f"{vae.variant or 'float32'}, of float32{', '.join(['', *found])}",
         "prior": f"{vae.prior.kind}, fitted" if PRIOR_FILE in config.files else vae.prior.kind,
         "directions": ", ".join(vae.directions.names) if vae.directions else "none named",
+        "attributes": _attributes(vae),
         "trained on": f"{data.count} faces of {data.name}, likelihood {config.likelihood}, beta {config.beta:g}",
         **{metric: f"{figure:.4g}" for metric, figure in config.metrics.items()},
         "runs on": diagnostics.device_line(vae),
     }
+
+
+def _attributes(vae: VAE) -> str:
+    """ "hair (blue, red), eyes (green, blue)", for --where."""
+    known = vae.classifiers.values if vae.classifiers else {}
+    return ", ".join(f"{name} ({', '.join(values)})" for name, values in known.items()) or "none"
 
 
 def _show(facts: dict[str, str]) -> None:
@@ -97,12 +104,13 @@ def reconstruct(arguments: argparse.Namespace) -> None:
 
 
 def sample(arguments: argparse.Namespace) -> None:
+    where = dict(arguments.where) if arguments.where else None
+    if where is not None and len(where) < len(arguments.where):
+        raise UsageError("--where: names a column twice; give one value for each")
     vae = load(arguments)
     _check_output(arguments, vae, arguments.n)
-    codes = _prior(arguments, vae).sample(
-        arguments.n, arguments.seed or 0, _temperature(arguments), arguments.truncation
-    )
-    _write_sheet(vae.decode(codes), None, arguments)
+    options = arguments.seed or 0, _temperature(arguments), arguments.truncation, _prior(arguments, vae), where
+    _write_sheet(vae.sample(arguments.n, *options), None, arguments)
 
 
 def _temperature(arguments: argparse.Namespace) -> float:
@@ -269,6 +277,16 @@ def _known_faces(arguments: argparse.Namespace, vae: VAE) -> tuple[Sequence[str]
     if vae.neighbors is None:
         raise InputError(f"{vae.config.name}: has no known faces; encode your own and give the file with --codes")
     return vae.neighbors.names, vae.neighbors.codes
+
+
+def attributes(arguments: argparse.Namespace) -> None:
+    vae = load(arguments)
+    found = vae.attributes(arguments.images)
+    values = vae.classifiers.values if vae.classifiers else {}
+    for row, image in enumerate(arguments.images):
+        best = {name: int(np.argmax(probability[row])) for name, probability in found.items()}
+        shown = (f"{name}={values[name][place]} ({found[name][row, place]:.0%})" for name, place in best.items())
+        print(f"{image}: {', '.join(shown)}")
 
 
 def encode(arguments: argparse.Namespace) -> None:
