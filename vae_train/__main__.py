@@ -80,6 +80,7 @@ def _add_export(parser: Parser) -> None:
     verb.add_argument("--name", type=_name, help="name of the model (default: SOURCE-SIZE)")
     help = "where the run's pictures are now (default: where they were)"
     verb.add_argument("--data", action="append", metavar="SOURCE", help=help)
+    verb.add_argument("--labels", metavar="FILE", help="labels of the pictures (default: those of the run)")
     verb.add_argument("--variants", type=_variants, default=(), help="also write smaller graphs: fp16, int8 or both")
 
 

@@ -25,7 +25,8 @@ from vae_train.config import (
     make_config,
     resumed_config,
 )
-from vae_train.data.sources import AVATARS, check_source
+from vae_train.data.labels import read_labels
+from vae_train.data.sources import AVATARS, check_outside, check_source
 from vae_train.errors import MissingPackageError, UsageError
 
 EXPORTED = "exported"
@@ -53,6 +54,9 @@ def train(arguments: argparse.Namespace) -> int:
         for source in given["data"]:
             check_source(source)
         given["data"] = absolute_sources(given["data"])
+    if given.get("labels"):
+        read_labels(Path(given["labels"]))
+        given["labels"] = os.path.abspath(given["labels"])
     if given.get("init") and not given["init"].startswith(HUB_PREFIX):
         if not Path(given["init"]).exists():
             raise UsageError(f"--init {given['init']}: no such model; give an exported folder, hf:owner/name or a run")
@@ -60,7 +64,7 @@ def train(arguments: argparse.Namespace) -> int:
     config = resumed_config(folder, given) if resume else _new_config(given)
     for source in config.data:
         check_source(source)
-    check_outside_sources(folder, config.data)
+    check_outside(folder, config.data, "--out")
     if tensorboard and find_spec("tensorboard") is None:
         raise UsageError(f"--tensorboard: its package is not installed; {install_command('tensorboard')}")
 
@@ -134,16 +138,6 @@ def check_run_folder(folder: Path, resume: bool, has_run: bool) -> None:
         raise UsageError(f"--out {folder}: {existing} is not writable")
 
 
-def check_outside_sources(folder: Path, sources: tuple[str, ...]) -> None:
-    """Raise UsageError if `folder` lies inside a source: its figures would become training pictures."""
-    for source in sources:
-        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-            raise UsageError(
-                f"--out {folder}: lies inside the training data {source}, which would then hold the run's own figures; "
-                "give a folder outside of it"
-            )
-
-
 def export(given: argparse.Namespace) -> int:
     if not given.run.exists():
         raise UsageError(f"{given.run}: no such run or checkpoint")
@@ -155,7 +149,7 @@ def export(given: argparse.Namespace) -> int:
 
     out = given.out or find_run(given.run) / EXPORTED
     check_target(out)
-    config = export_run(given.run, out, given.name, source_of(given.run, given.data), given.variants)
+    config = export_run(given.run, out, given.name, source_of(given.run, given.data, given.labels), given.variants)
     print(f"{config.name}, id {config.model_id}: {out}")
     return 0
 

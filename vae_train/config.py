@@ -46,6 +46,7 @@ class TrainConfig:
     data: tuple[str, ...] = _other(
         (AVATARS,), "avatars, a folder, a .zip or .tar of pictures, or hf:owner/name; may be given several times"
     )
+    labels: str = _other("", "a .csv or .jsonl file with a column file_name; its other columns are labels")
     init: str = _other("", "model to start from: an exported folder, hf:owner/name or a run; its sizes are kept")
     preset: str = _choice(
         "classic", "classic: 32x32, five stride-2 convolutions; base: 64x64, residual, sharper", ("classic", "base")
@@ -194,13 +195,14 @@ def absolute_sources(sources: Sequence[str]) -> tuple[str, ...]:
 def resumed_config(run: Path, given: dict[str, Any]) -> TrainConfig:
     """The settings of the run in `run`, with more epochs if they are given; UsageError lists what else differs.
 
-    `data` may differ: it says where the pictures are now, and their content decides whether they are the run's.
+    `data` and `labels` may differ: they say where the pictures and labels are now, and the content of the pictures
+    decides whether they are the run's.
     """
     saved = TrainConfig.load(run)
     differing = [
         f"{option(name)} {value} (the run has {getattr(saved, name)})"
         for name, value in given.items()
-        if name not in ("data", "epochs") and value not in (getattr(saved, name), "auto")
+        if name not in ("data", "labels", "epochs") and value not in (getattr(saved, name), "auto")
     ]
     if differing:
         raise UsageError(f"--resume: {run} was made with other settings: {', '.join(differing)}")
@@ -212,4 +214,5 @@ def resumed_config(run: Path, given: dict[str, Any]) -> TrainConfig:
             f"--epochs {epochs}: with the cosine schedule, or with --sharpness, the number of epochs decides what each "
             "step does, so this run cannot be given more; start a new one"
         )
-    return dataclasses.replace(saved, epochs=epochs, data=given.get("data", saved.data))
+    where = {name: given[name] for name in ("data", "labels") if name in given}
+    return dataclasses.replace(saved, epochs=epochs, **where)

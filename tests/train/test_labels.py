@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vae_runtime.config import DIRECTIONS_FILE
+from vae_runtime.directions import Directions
+from vae_train.__main__ import main
 from vae_train.data.faces import load_faces
 from vae_train.data.labels import parse_table
 from vae_train.errors import DataError, UsageError
@@ -173,3 +176,30 @@ def test_a_file_that_is_no_table(tmp_path, content):
         (tmp_path / file).unlink()
     with pytest.raises(UsageError, match="--labels"):
         load_faces(str(source), 8, labels=str(tmp_path / "missing.csv"))
+
+
+@pytest.mark.slow
+def test_labels_of_a_run_are_directions_of_its_model(faces_zip, tmp_path, capsys):
+    kinds = {f"{index}.png": ("red", "blue", "")[index % 3] for index in range(220)}
+    table = tmp_path / "labels.csv"
+    table.write_text("file_name,hair\n" + "".join(f"{name},{kind}\n" for name, kind in kinds.items()))
+    run = tmp_path / "run"
+    settings = ["--epochs", "1", "--batch-size", "100", "--latent-dim", "8", "--device", "cpu"]
+    assert main(["--data", str(faces_zip), "--labels", str(table), "--out", str(run), *settings]) == 0
+    assert "hair (2 values)" in capsys.readouterr().err
+    named = Directions.load(run / "exported" / DIRECTIONS_FILE).names
+    assert {"hair-red", "hair-blue"} <= set(named)
+    assert "hair-bright" not in named
+    table.rename(tmp_path / "moved.csv")
+    assert main(["export", str(run), "--out", str(tmp_path / "without")]) == 0
+    assert "--labels" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", str(tmp_path / "again"), "--labels", str(tmp_path / "moved.csv")]) == 0
+    assert Directions.load(tmp_path / "again" / DIRECTIONS_FILE).names == named
+
+
+def test_a_missing_file_of_labels_is_a_bad_command_line(faces_zip, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--data", str(faces_zip), "--labels", str(tmp_path / "x.csv"), "--out", str(tmp_path / "run")])
+    assert left.value.code == 2
+    assert "--labels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

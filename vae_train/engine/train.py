@@ -76,7 +76,7 @@ def train(
     config = dataclasses.replace(config, precision=choose_precision(config.precision, device))
     with lock_run(run, context):
         saved = find_checkpoint(run, context) if resume else None
-        faces = load_faces(config.data, config.image_size, config.avatars, config.seed)
+        faces = load_faces(config.data, config.image_size, config.avatars, config.seed, config.labels)
         held_out = faces.held_out()
         data = describe_data(faces, held_out, saved, run)
         check_counts(config, faces, context)
@@ -286,6 +286,8 @@ def report(config: TrainConfig, faces: Faces, held_out: NDArray[np.bool_], loade
         + (f" on {processes} processes" if processes > 1 else ""),
         file=sys.stderr,
     )
+    if labels := faces.describe_labels():
+        print(labels, file=sys.stderr)
     if left_out := faces.unreadable + faces.skipped:
         with disk_may_refuse(run / SKIPPED_FILE, set()):
             write_atomically(run / SKIPPED_FILE, "\n".join(left_out).encode(errors="backslashreplace") + b"\n")

@@ -143,16 +143,21 @@ def write_neighbors(model: VAE, config: TrainConfig, faces: Faces, folder: Path)
     return [NEIGHBORS_FILE]
 
 
-def source_of(run: Path, data: Sequence[str] | None = None) -> Faces | None:
+def source_of(run: Path, data: Sequence[str] | None = None, labels: str | None = None) -> Faces | None:
     """The pictures that a run was trained on, from its own source or from `data`, where they lie now.
 
-    None, with a warning, if the run's own source is gone. Raises DataError if `data` cannot be read.
+    labels: a file of labels, instead of the run's own. None, with a warning, if the run's own source is gone. Raises
+    DataError if `data` or `labels` cannot be read.
     """
     config = TrainConfig.load(find_run(run))
+    table = labels or config.labels
+    if table and not labels and not Path(table).is_file():
+        print(f"warning: {table}: the run's labels are gone; --labels says where they are now", file=sys.stderr)
+        table = ""
     try:
-        return load_faces(data or config.data, config.image_size, config.avatars, config.seed)
+        return load_faces(data or config.data, config.image_size, config.avatars, config.seed, table)
     except VAEError as error:
-        if data:
+        if data or labels:
             raise
         print(f"warning: {error}; the prior stays N(0, I); --data says where the pictures are", file=sys.stderr)
         return None
