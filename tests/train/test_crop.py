@@ -81,6 +81,12 @@ def test_folders_that_would_be_spoiled_are_refused(folder, tmp_path, out):
         crop(str(folder), tmp_path / out, None)
 
 
+@pytest.mark.parametrize("source", ["avatars", "missing/"])
+def test_sources_that_are_none_are_refused(source, tmp_path):
+    with pytest.raises(UsageError, match=f"^{source}"):
+        crop(source, tmp_path / "faces", None)
+
+
 def test_names_in_an_archive_do_not_leave_the_folder(tmp_path):
     buffer = io.BytesIO()
     picture(100, 100).save(buffer, "PNG")

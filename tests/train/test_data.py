@@ -412,7 +412,7 @@ def test_folders_and_files_without_pictures(tmp_path):
     (empty / "a.txt").write_text("x")
     with pytest.raises(UsageError, match=r"no pictures in this folder \(1 not a picture: a\.txt\)"):
         check_source(str(empty))
-    with pytest.raises(UsageError, match="not a folder and not a readable"):
+    with pytest.raises(UsageError, match=r"neither a folder nor a \.zip"):
         check_source(str(empty / "a.txt"))
     (tmp_path / "a.zip").write_bytes(b"PK nonsense")
     with pytest.raises(UsageError, match=r"\.zip"):

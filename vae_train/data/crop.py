@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vae_runtime.errors import ImageError
 from vae_runtime.figures import image_grid, save_png
 from vae_runtime.images import Pixels, fit_square, load_image
-from vae_train.data.sources import check_outside, check_source, open_source, summarize
+from vae_train.data.sources import AVATARS, check_outside, check_source, open_source, summarize
 from vae_train.errors import UsageError
 
 MARGIN = 1 / 0.727
@@ -91,7 +91,9 @@ def crop(
     pixels. most: faces of one picture, the most likely ones.
     Raises UsageError if `source` cannot be read, or if `out` is not empty or lies inside of it.
     """
-    check_source(source)
+    if source == AVATARS:
+        raise UsageError("avatars: these are faces already; expected a folder or an archive of pictures")
+    check_source(source, option="")
     check_outside(out, [source], "--out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: exists and is not an empty folder; give another one")

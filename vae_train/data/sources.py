@@ -33,37 +33,40 @@ Picture: TypeAlias = tuple[str, Callable[[], bytes]]
 """The name of a picture within its source, and a function that reads its bytes."""
 
 
-def check_source(source: str) -> None:
-    """Raise UsageError with one sentence if `source` cannot be read; looks at names only, decodes nothing."""
+def check_source(source: str, option: str = "--data ") -> None:
+    """Raise UsageError with one sentence if `source` cannot be read; looks at names only, decodes nothing.
+
+    option: what the sentence starts with, before the source.
+    """
     if source == AVATARS:
         return
     if source.startswith(HUB_PREFIX):
         try:
             parse_address(source)
         except InputError as error:
-            raise UsageError(f"--data {error}") from None
+            raise UsageError(f"{option}{error}") from None
         return
     path = Path(source)
     if not source or not path.exists():
         raise UsageError(
-            f"--data {source}: no such file or folder; expected avatars, a folder, a .zip or .tar, or hf:owner/name"
+            f"{option}{source}: no such file or folder; expected avatars, a folder, a .zip or .tar, or hf:owner/name"
         )
     if not os.access(path, os.R_OK):
-        raise UsageError(f"--data {source}: no permission to read it")
+        raise UsageError(f"{option}{source}: no permission to read it")
     if path.is_dir():
-        _check_folder(path)
+        _check_folder(path, option)
     elif not (path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))):
-        raise UsageError(f"--data {source}: not a folder and not a readable .zip or .tar")
+        raise UsageError(f"{option}{source}: neither a folder nor a .zip or .tar that is whole")
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(path: Path, option: str) -> None:
     skipped: list[str] = []
     for name, place, problem in walk_files(path, path.resolve()):
         if not problem and _is_picture(name, place):
             return
         skipped.append(f"{printable(name)}: {problem or NOT_A_PICTURE}")
     found = f" ({summarize(skipped)})" if skipped else ""
-    raise UsageError(f"--data {printable(str(path))}: no pictures in this folder{found}")
+    raise UsageError(f"{option}{printable(str(path))}: no pictures in this folder{found}")
 
 
 def table_beside(source: str) -> Table:
@@ -77,15 +80,15 @@ def table_beside(source: str) -> Table:
 
 
 def check_outside(folder: Path, sources: Sequence[str], what: str) -> None:
-    """Raise UsageError if `folder`, which is written to, lies inside one of the folders that pictures are read from.
+    """Raise UsageError if `folder`, which is written to, lies inside a folder that pictures are read from.
 
-    what: the option or variable that names it. Figures and caches would become training pictures.
+    what: the option or variable that names it.
     """
     for source in sources:
         is_folder = source != AVATARS and not source.startswith(HUB_PREFIX) and Path(source).is_dir()
         if is_folder and folder.resolve().is_relative_to(Path(source).resolve()):
             raise UsageError(
-                f"{what} {folder}: lies inside --data {source}, so files written there would become training pictures; "
+                f"{what} {folder}: lies inside {source}, so what is written there would be read as pictures later; "
                 "give a folder outside of it"
             )
 
