@@ -144,7 +144,7 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-ARCHITECTURE = ("preset", "image_size", "latent_dim", "decoder_blocks", "batch_norm")
+ARCHITECTURE = ("preset", "image_size", "latent_dim", "decoder", "batch_norm")
 """Settings that decide which weights a network has."""
 
 FINE_TUNING: dict[str, Any] = {

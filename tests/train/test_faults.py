@@ -142,7 +142,7 @@ def test_a_run_resumes_where_its_data_has_moved(faces_zip, config, tmp_path, mon
 
 def test_settings_of_earlier_versions_are_read(tmp_path):
     saved = json.loads(TrainConfig(data="faces.zip").to_json())
-    for name in ("init", "patience", "decoder_blocks", "batch_norm"):
+    for name in ("init", "patience", "decoder", "batch_norm"):
         del saved[name]
     (tmp_path / "config.json").write_text(json.dumps(saved | {"data": "faces.zip"}))
     assert TrainConfig.load(tmp_path) == TrainConfig(data="faces.zip")

@@ -32,9 +32,9 @@ def test_a_run_starts_from_the_weights_of_a_model(faces_zip, tmp_path):
 
 
 def test_its_sizes_are_the_models_and_its_length_follows_the_pictures():
-    initial = {"preset": "base", "image_size": 64, "latent_dim": 512, "decoder_blocks": 2, "batch_norm": False}
+    initial = {"preset": "base", "image_size": 64, "latent_dim": 512, "decoder": "fine", "batch_norm": False}
     config = make_config({"init": "model", "shift": 0}, initial | {"likelihood": "gaussian", "beta": 1.0})
-    assert (config.image_size, config.latent_dim, config.decoder_blocks, config.batch_norm) == (64, 512, 2, False)
+    assert (config.image_size, config.latent_dim, config.decoder, config.batch_norm) == (64, 512, "fine", False)
     assert (config.learning_rate, config.shift) == (FINE_TUNING["learning_rate"], 0)
     lengths = [fine_tuning_length(count) for count in (8, 30, 300, 3000, 30000)]
     assert [length["epochs"] for length in lengths] == [100, 100, 67, 7, 3]

@@ -29,7 +29,7 @@ def load_initial(model: str) -> tuple[dict[str, Any], VAE]:
             "preset": config.preset,
             "image_size": config.image_size,
             "latent_dim": config.latent_dim,
-            "decoder_blocks": network.decoder_blocks,
+            "decoder": network.decoder_kind,
             "batch_norm": False,
         }
         return settings | {"likelihood": config.likelihood, "beta": config.beta}, network
