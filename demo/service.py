@@ -1,18 +1,23 @@
-"""What the demo does with a model, without a page: each tab's answer as arrays, from inputs that strangers send."""
+"""What the demo does with a model, without a page: arrays from the inputs that strangers send."""
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from demo.components.sliders import SliderBoard, SliderGroup
 from demo.evolution import Lineage, replay
-from vae_runtime import VAE, InputError, kl_divergence
+from vae_runtime import VAE, InputError, kl_divergence, load_image
 from vae_runtime.checks import Array
 from vae_runtime.images import Images, Pixels
 from vae_runtime.latent import Method, analogy, grid, path
@@ -24,23 +29,37 @@ SIDE = 7
 FRAMES = 24
 """Frames from one face of a loop to the next: two seconds at `FPS`."""
 FPS = 12.0
-STRONG, NAMED = 8, 24
-"""Most sliders of each kind; the avatars' labels alone make 22 directions."""
-STRENGTH = 3.0
+MAX_STRENGTH = 3.0
 """Farthest that one slider goes, in standard deviations of the codes."""
+MAX_STEPS = 300
+"""Most steps of the search for a code: some seconds, during which others wait."""
+OPEN_SLIDERS = 9
+"""Sliders that are not folded away."""
+MAX_LEVEL = 127
+"""Levels of a number of a face token, on each side of 0."""
 
-STEPS = 300
-"""Most steps of the search for a code: some seconds, for others wait."""
+EXAMPLES = Path(__file__).with_name("examples")
+STARTERS_FILE = Path(__file__).with_name("starters.json")
 
-_MAIN = re.compile(r"(pca|pc|principal|direction)[\s_-]*\d+", re.IGNORECASE)
+_NUMBERED = re.compile(r"(pca|pc|principal|direction)[\s_-]*(\d+)", re.IGNORECASE)
+_HEADINGS = {"hair": "Hair color", "eye": "Eye color", "eyes": "Eye color", "skin": "Skin"}
+_TOKEN = re.compile(r"[\w-]{8,8192}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Slider:
-    """One way to change a face: its label, and the step of strength 1, (latent_dim,)."""
+class Starters:
+    """What a tab opens with: seeds chosen by `python -m demo.choose_starters`."""
 
-    label: str
-    step: NDArray[np.float32]
+    seed: int = 7
+    """Of the Sample and Evolve tabs."""
+    faces: tuple[int, ...] = (11, 12, 13, 14, 15, 16, 17, 18)
+    """Seeds of single faces."""
+
+    @classmethod
+    def load(cls, name: str) -> Starters:
+        """Those of the model of this name, or the defaults."""
+        found = json.loads(STARTERS_FILE.read_text(encoding="utf-8")) if STARTERS_FILE.exists() else {}
+        return cls(found[name]["seed"], tuple(found[name]["faces"])) if name in found else cls()
 
 
 @dataclass(frozen=True)
@@ -59,65 +78,133 @@ class Reconstruction:
     """Nats of each latent, (latent_dim,)."""
 
 
-class Studio:
-    """A model behind the verbs of the page. It keeps nothing between calls, so visitors cannot meet in it."""
+class Service:
+    """A model behind the tabs of the page. It keeps nothing of a visitor between calls."""
 
     def __init__(self, vae: VAE) -> None:
-        """Find the model's sliders: its own directions, else those that move the picture most."""
+        """Collect the model's directions: its own, or those along which its pictures change most."""
         self.vae = vae
-        names = vae.directions.names if vae.directions is not None else ()
-        found = [Slider(_title(name), vae.direction(name)) for name in names]
-        main = [slider.step for slider, name in zip(found, names, strict=True) if _MAIN.fullmatch(name)]
-        self.named = [slider for slider, name in zip(found, names, strict=True) if not _MAIN.fullmatch(name)][:NAMED]
-        steps = main[:STRONG] or strongest(vae, STRONG)
-        self.strong = [Slider(f"Direction {number}", step) for number, step in enumerate(steps, 1)]
+        self.starters = Starters.load(vae.config.name)
+        if vae.directions is None:
+            self.directions = {f"direction-{n}": step for n, step in enumerate(strongest(vae, 8), 1)}
+        else:
+            self.directions = {name: vae.direction(name) for name in vae.directions.names}
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.vae.config.name
 
     def codes(self, images: Images) -> Array:
         """mu of each picture, (n, latent_dim)."""
         return self.vae.encode(images)[0]
 
-    def sample(self, count: int, seed: int, temperature: float = 1.0, prior: str = "model") -> Pixels:
-        """`count` new faces, 1 to 64: (count, S, S, 3), the same for the same seed."""
-        number, start = whole(count, "faces", 1, MAX_FACES), whole(seed, "seed", 0, MAX_SEED)
-        source: Literal["model", "unit"] = "unit" if prior == "unit" else "model"
-        return self.vae.sample(number, rng=start, temperature=real(temperature, "temperature", 0, 2), prior=source)
+    @cached_property
+    def starter_faces(self) -> Pixels:
+        """Faces to begin with, (n, S, S, 3)."""
+        return np.concatenate([self.vae.sample(1, rng=seed) for seed in self.starters.faces])
+
+    @cached_property
+    def examples(self) -> Pixels:
+        """Drawn faces of the kind that the model knows, which it has not seen: (n, side, side, 3)."""
+        kind = "avatars" if self.vae.config.training_data.name == "avatars" else "anime"
+        return np.stack([load_image(path) for path in sorted(EXAMPLES.glob(f"{kind}-*.png"))])
+
+    @cached_property
+    def analogy_faces(self) -> Pixels:
+        """A, B and C to begin with: A is B moved along the first direction, (3, S, S, 3)."""
+        b, c = self.starter_faces[1], self.starter_faces[2]
+        first = next(iter(self.directions))
+        return np.stack([self.edit(b, {first: 2.0}), b, c])
+
+    def is_starter(self, picture: Pixels) -> bool:
+        """Whether a tab opens with this picture, or shows it as an example."""
+        sets = (self.starter_faces, self.examples, self.analogy_faces)
+        return any(
+            picture.shape == faces.shape[1:] and bool((faces == picture).all(axis=(1, 2, 3)).any()) for faces in sets
+        )
+
+    def sample(self, faces: object, seed: object, temperature: object = 1.0, prior: object = "model") -> Pixels:
+        """`faces` new faces, 1 to 64: (n, S, S, 3), the same for the same seed."""
+        count, start = check_int(faces, "faces", 1, MAX_FACES), check_int(seed, "seed", 0, MAX_SEED)
+        warmth = check_number(temperature, "temperature", 0, 2)
+        if prior not in ("model", "unit"):
+            raise InputError("prior: expected model or unit")
+        return self.vae.sample(count, rng=start, temperature=warmth, prior="unit" if prior == "unit" else "model")
 
     def reconstruct(self, picture: Pixels) -> Reconstruction:
-        """encode and decode one picture, and say what was lost."""
+        """Encode and decode one picture, with the figures of what was lost."""
         original = self.vae.prepare(picture)
         mu, logvar = self.vae.encode(original)
         face = self.vae.decode(mu)[0]
         kl = kl_divergence(mu[0][:, None], logvar[0][:, None])
         return Reconstruction(original[0], face, psnr(original[0], face), mu[0], kl)
 
-    def strip(self, pictures: Sequence[Pixels] | Pixels, steps: int = 8, method: Method = "slerp") -> Pixels:
+    def invert(self, picture: Pixels, steps: object = 200) -> tuple[Pixels, Pixels]:
+        """The picture as the model sees it, and its reconstruction from the code that fits best: (S, S, 3) each."""
+        original = self.vae.prepare(picture)
+        found = self.vae.decode(self.vae.invert(original, steps=check_int(steps, "steps", 1, MAX_STEPS)))
+        return original[0], found[0]
+
+    def blend(self, pictures: Sequence[Pixels] | Pixels, steps: object = 8, method: object = "slerp") -> Pixels:
         """From each of two to four pictures to the next, `steps` faces a pair: (n, S, S, 3)."""
         keys = self._keys(pictures)
-        return self.vae.decode(path(keys, whole(steps, "steps", 2, 16) - 1, way(method)))
+        return self.vae.decode(path(keys, check_int(steps, "steps", 2, 16) - 1, check_method(method)))
 
-    def square(self, pictures: Sequence[Pixels] | Pixels, method: Method = "slerp") -> Pixels:
-        """The 7 x 7 faces between four pictures in its corners, (49, S, S, 3); none for fewer than four pictures."""
-        keys = self._keys(pictures)
-        if len(keys) < 4:
-            return np.empty((0, self.vae.image_size, self.vae.image_size, 3), np.uint8)
-        return self.vae.decode(grid(keys, SIDE, SIDE, way(method)).reshape(SIDE * SIDE, -1))
+    def square(self, pictures: Sequence[Pixels] | Pixels, method: object = "slerp") -> Pixels | None:
+        """The 7 x 7 faces between four pictures in its corners, (49, S, S, 3); None for fewer than four pictures."""
+        if len(pictures) != 4:
+            return None
+        return self.vae.decode(grid(self._keys(pictures), SIDE, SIDE, check_method(method)).reshape(SIDE * SIDE, -1))
 
-    def loop(self, pictures: Sequence[Pixels] | Pixels, method: Method = "slerp") -> Pixels:
+    def loop(self, pictures: Sequence[Pixels] | Pixels, method: object = "slerp") -> Pixels:
         """A walk through the pictures and back to the first, `FRAMES` a pair: (n, S, S, 3)."""
-        return self.vae.decode(path(self._keys(pictures), FRAMES, way(method), closed=True))
+        return self.vae.decode(path(self._keys(pictures), FRAMES, check_method(method), closed=True))
 
     def _keys(self, pictures: Sequence[Pixels] | Pixels) -> Array:
         if not 2 <= len(pictures) <= 4:
-            raise InputError(f"got {len(pictures)} faces, expected two to four")
+            raise InputError(f"faces: got {len(pictures)}, expected two to four")
         return self.codes(pictures)
 
-    def edit(self, picture: Pixels, strengths: Sequence[float]) -> Pixels:
-        """decode(mu + sum of strength times step), a strength for each of `strong` and then of `named`: (S, S, 3)."""
+    def edit(self, picture: Pixels, strengths: Mapping[str, object]) -> Pixels:
+        """decode(mu + sum of strength times direction), each strength from -3 to 3: (S, S, 3)."""
+        checked = self.check_strengths(strengths)
         code = self.codes(picture)[0]
-        for slider, strength in zip([*self.strong, *self.named], strengths, strict=False):
-            code = code + real(strength, slider.label, -STRENGTH, STRENGTH) * slider.step
+        for name, strength in checked.items():
+            code = code + strength * self.directions[name]
         face: Pixels = self.vae.decode(code)[0]
         return face
+
+    def check_strengths(self, strengths: object) -> dict[str, float]:
+        """Strengths by name; InputError for an unknown direction or a strength beyond 3."""
+        if not isinstance(strengths, Mapping):
+            raise InputError('strengths: expected an object of numbers by name, {"smile": 1.5}')
+        for name in strengths:
+            if name not in self.directions:
+                raise InputError(f"strengths: got {str(name)[:40]!r}, this model has {', '.join(self.directions)}")
+        return {name: check_number(value, name, -MAX_STRENGTH, MAX_STRENGTH) for name, value in strengths.items()}
+
+    def board(self, strengths: Mapping[str, float] | None = None) -> SliderBoard:
+        """The sliders in groups, the first ones open: what people see first, numbered directions last."""
+        groups: dict[str, list[tuple[str, str]]] = {"Look": []}
+        numbered: list[tuple[str, str]] = []
+        for name in self.directions:
+            prefix, _, rest = name.replace("_", "-").partition("-")
+            if match := _NUMBERED.fullmatch(name):
+                numbered.append((name, f"Direction {match[2]}"))
+            elif rest and prefix.lower() in _HEADINGS:
+                groups.setdefault(_HEADINGS[prefix.lower()], []).append((name, title(rest)))
+            else:
+                groups["Look"].append((name, title(name)))
+        found, shown = [], 0
+        for heading, names in groups.items():
+            if names:
+                folded = shown > 0 and shown + len(names) > OPEN_SLIDERS
+                found.append(SliderGroup(heading, tuple(names), folded))
+                shown += 0 if folded else len(names)
+        if numbered:
+            found.append(SliderGroup("More: what the model found by itself", tuple(numbered), folded=shown > 0))
+        return SliderBoard(found, dict(strengths or {}))
 
     def analogy(self, a: Pixels, b: Pixels, c: Pixels) -> Pixels:
         """What `a` has over `b`, given to `c`: (S, S, 3)."""
@@ -126,25 +213,39 @@ class Studio:
 
     @property
     def can_invert(self) -> bool:
-        """Whether the model brought the graph that inverting and inpainting need."""
+        """Whether the model has the graph that inverting and inpainting need."""
         return self.vae.has_inverse
 
-    def inpaint(self, picture: Pixels, hidden: NDArray[np.bool_], steps: int = 200) -> Pixels:
+    def inpaint(self, picture: Pixels, hidden: NDArray[np.bool_], steps: object = 200) -> Pixels:
         """The picture with what is hidden (H, W) painted anew, the rest of it as it was: (S, S, 3)."""
+        taken = check_int(steps, "steps", 1, MAX_STEPS)
         if not hidden.any():
-            raise InputError("paint over a part of the face first: the model fills it anew")
-        face: Pixels = self.vae.inpaint(picture, hidden, whole(steps, "steps", 1, STEPS))[0]
+            raise InputError("mask: hides nothing; paint over the part of the face that should be drawn anew")
+        if hidden.all():
+            raise InputError("mask: hides the whole face; leave some of it for the model to go by")
+        face: Pixels = self.vae.inpaint(picture, hidden, taken)[0]
         return face
-
-    def invert(self, picture: Pixels, steps: int = 200) -> Pixels:
-        """The picture, its reconstruction by the encoder, and that by the code that was searched: (3, S, S, 3)."""
-        original = self.vae.prepare(picture)
-        found = self.vae.decode(self.vae.invert(original, steps=whole(steps, "steps", 1, STEPS)))
-        return np.concatenate([original, self.vae.reconstruct(original), found])
 
     def evolve(self, lineage: Lineage) -> Pixels:
         """The sixteen faces of the youngest generation: (16, S, S, 3)."""
         return self.vae.decode(replay(self.vae.prior, lineage))
+
+    def token(self, picture: Pixels) -> str:
+        """A picture's code as text for a link: 8 bits a number, after their scale as float32."""
+        code = self.codes(picture)[0]
+        scale = np.float32(max(float(np.abs(code).max()), 1e-6) / MAX_LEVEL)
+        data = scale.astype("<f4").tobytes() + np.rint(code / scale).astype(np.int8).tobytes()
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    def face_of_token(self, token: object) -> Pixels:
+        """The face (S, S, 3) of a token; InputError for one of another model, or none at all."""
+        text = token if isinstance(token, str) and _TOKEN.fullmatch(token) else ""
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        if len(data) != 4 + self.vae.latent_dim:
+            raise InputError("face: expected a token of this model")
+        code = np.frombuffer(data, np.int8, offset=4) * np.frombuffer(data, "<f4", 1)
+        face: Pixels = self.vae.decode(code)[0]
+        return face
 
 
 def strongest(vae: VAE, count: int, samples: int = 512) -> NDArray[np.float32]:
@@ -165,13 +266,20 @@ def strongest(vae: VAE, count: int, samples: int = 512) -> NDArray[np.float32]:
 
 
 def psnr(first: Pixels, second: Pixels) -> float:
-    """Peak signal to noise ratio of two pictures in dB; infinite when they are equal."""
+    """Peak signal-to-noise ratio of two pictures in dB; infinite when they are equal."""
     error = float(np.square(first.astype(np.float64) / 255 - second.astype(np.float64) / 255).mean())
     return -10 * math.log10(error) if error else math.inf
 
 
-def real(value: object, name: str, low: float, high: float) -> float:
-    """`value` as a finite float from `low` to `high`; InputError for anything else, booleans and texts included."""
+def enlarged(faces: Pixels, side: int) -> Pixels:
+    """Faces (n, S, S, 3) at (n, side, side, 3) by Lanczos, as the page shows them."""
+    return np.stack(
+        [np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.LANCZOS)) for face in faces]
+    )
+
+
+def check_number(value: object, name: str, low: float, high: float) -> float:
+    """`value` as a finite float from `low` to `high`; InputError for anything else, including booleans and text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"{name}: expected a number from {low:g} to {high:g}")
     if not low <= value <= high:  # NaN is never between
@@ -179,15 +287,15 @@ def real(value: object, name: str, low: float, high: float) -> float:
     return float(value)
 
 
-def whole(value: object, name: str, low: int, high: int) -> int:
+def check_int(value: object, name: str, low: int, high: int) -> int:
     """`value` as an int from `low` to `high`; 7.0 is 7, as sliders send it, and 7.5 is an InputError."""
-    number = real(value, name, low, high)
+    number = check_number(value, name, low, high)
     if number != int(number):
-        raise InputError(f"{name}: got {number:g}, expected a whole number")
+        raise InputError(f"{name}: got {number:g}, expected an integer")
     return int(number)
 
 
-def way(method: str) -> Method:
+def check_method(method: object) -> Method:
     """`method` as "slerp" or "lerp"; InputError for anything else."""
     if method == "slerp":
         return "slerp"
@@ -196,6 +304,7 @@ def way(method: str) -> Method:
     raise InputError("method: expected slerp or lerp")
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
+    """ "dark-brown" as "Dark brown"."""
     words = name.replace("_", " ").replace("-", " ").strip()
     return words[:1].upper() + words[1:]

@@ -32,7 +32,9 @@ export class VAE {
       ort.InferenceSession.create(new URL(place + file, base).href, { executionProviders: [provider] });
     const model = await json(place + "model.json");
     const vae = new VAE();
-    Object.assign(vae, { ort, provider, place, size: model.image_size, dim: model.latent_dim, sliders: model.sliders });
+    Object.assign(vae, { ort, provider, place, size: model.image_size, dim: model.latent_dim, groups: model.groups });
+    for (const slider of model.groups.flatMap((group) => group.sliders)) slider.step = floats(slider.step);
+    vae.sliders = model.groups.flatMap((group) => group.sliders);
     vae.prior = {
       weights: model.prior.weights,
       means: floats(model.prior.means),

@@ -37,11 +37,14 @@ collect_ignore_glob = [] if find_spec("gradio") else ["test_*.py"]  # the extra 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gradio's client leaves sockets and event loops to the garbage collector; that is its own affair."""
+    """Mark what drives a browser. Gradio's client leaves sockets and event loops to the garbage collector."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+            if "page" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.browser)
+                item.add_marker(pytest.mark.slow)
 
 
 def furnished(folder: Path) -> Path:

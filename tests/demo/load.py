@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo.service import NAMED, STRONG
 from tests.demo.conftest import ROOT, free_port, serving
 from vae_runtime.hub import bundled_model
 
@@ -79,7 +78,7 @@ class Visitor:
             data += [8, turn, 1, "model"]
         else:
             data += [{"path": self.upload(), "meta": {"_type": "gradio.FileData"}}]
-            data += [0.5] * (STRONG + NAMED) if kind == "edit" else []
+            data += [{"brightness": 0.5}] if kind == "edit" else []
         status, said = self.ask("POST", f"call/{kind}", json.dumps({"data": data}).encode())
         if status == 503:
             return "busy"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from demo.rate_limit import BURST, MOST, PRIVATE_PROXIES, SENTENCE, Buckets, RateLimit, network
+from demo.server.rate_limit import BURST, MOST, PRIVATE_PROXIES, SENTENCE, Buckets, RateLimit, network
 from tests.demo.conftest import ROOT, free_port, serving
 from tests.demo.test_app import call, leaks
 

@@ -62,11 +62,11 @@ def _start(space: Path, tmp_path: Path, python: str, page) -> None:
         page.locator("#new-faces").click()
         page.wait_for_url("**seed=**")
         page.locator("#sample-faces button").first.click()
-        page.locator("#send-edit").click()
+        page.locator("#sample-faces-to-edit").click()
         page.get_by_role("tab", name="Edit", selected=True).wait_for()
         page.locator("#edit-out img").first.wait_for()
         before = page.locator("#edit-out img").get_attribute("src")
-        page.locator("#edit-1 input[type=range]").fill("2.5")
+        page.locator("#edit-sliders input[type=range]").first.fill("2.5")
         page.wait_for_function(f"document.querySelector('#edit-out img').src !== '{before}'")
 
 
@@ -80,9 +80,8 @@ needs_install = pytest.mark.skipif(
 
 
 def requirements(space: Path) -> list[list[str]]:
-    """What the Space's builder gives to pip, in its order: gradio first, then the file."""
-    head = (space / "README.md").read_text(encoding="utf-8")
-    return [["gradio==" + head.split("sdk_version: ")[1].split()[0]], ["-r", str(space / "requirements.txt")]]
+    """What pip is given."""
+    return [["-r", str(space / "requirements.txt")]]
 
 
 @needs_install
@@ -107,6 +106,29 @@ def test_the_folder_runs_in_an_environment_of_its_own(space, tmp_path, page):
     for wanted in requirements(space):
         subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
     _start(space, tmp_path, python, page)
+
+
+def test_the_folder_is_ready_for_git(space):
+    attributes = (space / ".gitattributes").read_text()
+    large = {path.suffix for path in space.rglob("*") if path.is_file() and path.stat().st_size > 10 * 2**20}
+    assert all(f"*{suffix} filter=lfs" in attributes for suffix in {*large, ".onnx"})
+    pins = {pin.split("==")[0] for pin in (space / "requirements.txt").read_text().splitlines()}
+    assert {"gradio", "numpy", "onnxruntime", "pillow"} <= pins
+
+
+@pytest.mark.parametrize("retry", [["--static", "--engine", "none"], []])
+def test_a_failed_space_leaves_nothing_and_can_be_tried_again(folder, tmp_path, retry):
+    out = tmp_path / "space"
+    with pytest.raises(OSError, match="none"):
+        main([str(folder), "--static", "--engine", str(tmp_path / "none"), "--out", str(out)])
+    assert not list(tmp_path.iterdir())
+    if retry:
+        with pytest.raises(OSError, match="none"):
+            main([str(folder), *retry, "--out", str(out)])
+    else:
+        assert main([str(folder), "--out", str(out)]) == 0
+        assert (out / "app.py").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["space"]
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):

@@ -1,0 +1,103 @@
+"""Pictures as data URIs, which is how they travel. What a client sends is bounded before it is decoded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vae_runtime import ImageError, load_image
+from vae_runtime.images import FORMATS, Pixels, fit_square
+
+MAX_FACE_SIDE = 512
+"""Pixels. Larger pictures are reduced to this as soon as they are decoded; a face in a grid may not be larger."""
+MAX_FACE_CHARACTERS = 2_000_000
+"""Longest data URI of a face: 512 x 512 random pixels as PNG take 1.05 million."""
+MAX_UPLOAD_BYTES = 8 * 2**20
+
+_PNG = "data:image/png;base64,"
+_ANY = re.compile(r"data:(?:image/[\w.+-]+|application/octet-stream);base64,", re.ASCII)
+_LARGE = 4_000_000
+_one_large_picture = threading.Lock()
+
+
+def to_uri(picture: Pixels) -> str:
+    """A picture (H, W, 3) as a PNG data URI, lossless."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", compress_level=3)
+    return _PNG + base64.b64encode(file.getvalue()).decode()
+
+
+def from_uri(text: object) -> Pixels:
+    """The face (H, W, 3) of a PNG data URI; ImageError for anything else, or a side of more than 512 pixels."""
+    return load_image(_face_bytes(text))
+
+
+def mask_from_uri(text: object) -> NDArray[np.bool_]:
+    """The mask (H, W) of a PNG data URI: True where it is opaque or, where all of it is, where it is light."""
+    data = _face_bytes(text)
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    if alpha.min() < 255:
+        return np.asarray(alpha > 127)
+    return np.asarray(load_image(data).max(axis=2) > 127)
+
+
+def picture_from_uri(text: object) -> Pixels:
+    """The picture of a data URI in any format that the runtime reads, at most 8 MiB: see `read_picture`."""
+    match = _ANY.match(text) if isinstance(text, str) else None
+    if match is None or not isinstance(text, str):
+        raise ImageError("picture: expected a data URI of an image")
+    if len(text) > MAX_UPLOAD_BYTES * 4 // 3 + 100:
+        raise ImageError(f"picture: larger than {MAX_UPLOAD_BYTES // 2**20} MB; make it smaller first")
+    return read_picture(_decode(text[match.end() :]))
+
+
+def read_picture(source: bytes | Path) -> Pixels:
+    """A picture from a visitor as its central square, at most 512 x 512.
+
+    The original lives in memory no longer than this takes, and only one large original at a time.
+    """
+    data = source.read_bytes() if isinstance(source, Path) else source
+    if _pixels(data) < _LARGE:
+        picture = load_image(data)
+        return fit_square(picture, min(*picture.shape[:2], MAX_FACE_SIDE))
+    with _one_large_picture:
+        picture = load_image(data)
+        return fit_square(picture, MAX_FACE_SIDE if min(picture.shape[:2]) > MAX_FACE_SIDE else min(picture.shape[:2]))
+
+
+def _face_bytes(text: object) -> bytes:
+    if not isinstance(text, str) or not text.startswith(_PNG) or len(text) > MAX_FACE_CHARACTERS:
+        raise ImageError("face: expected a PNG data URI")
+    data = _decode(text.removeprefix(_PNG))
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            width, height = image.size
+    except Exception as error:  # Pillow's errors share no base class
+        raise ImageError("face: not a PNG that can be read") from error
+    if max(width, height) > MAX_FACE_SIDE:
+        raise ImageError(f"face: {width} x {height} pixels, expected at most {MAX_FACE_SIDE} x {MAX_FACE_SIDE}")
+    return data
+
+
+def _pixels(data: bytes) -> int:
+    """What the header says; 0 for what cannot be opened, which `load_image` refuses with a sentence."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # the same errors come from load_image
+        return 0
+
+
+def _decode(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ImageError("picture: not base64") from error

@@ -1,0 +1,1 @@
+"""The server: its settings, its look, and what strangers may do."""

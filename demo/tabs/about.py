@@ -1,0 +1,74 @@
+"""The model and what runs it."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import gradio as gr
+
+from demo.service import Service
+from demo.tabs.base import Page, State, Tab
+from vae_runtime import __version__
+from vae_runtime.config import PRIOR_FILE
+
+
+class AboutTab(Tab):
+    """About."""
+
+    name, title = "about", "About"
+
+    def build(self) -> None:
+        """A page of text."""
+        self.card = gr.Markdown(about(self.models.first), elem_id="card")
+        self.outputs = [self.card]
+
+    def connect(self, page: Page) -> None:
+        """Nothing to wire."""
+
+    def draw(self, service: Service, state: State) -> list[Any]:
+        """The card of this model."""
+        return [about(service)]
+
+
+def about(service: Service) -> str:
+    """The model's card and what runs it, as Markdown."""
+    vae, config = service.vae, service.vae.config
+    prior = f"{vae.prior.kind}, fitted to the codes of those faces" if PRIOR_FILE in config.files else vae.prior.kind
+    rows = {
+        "Model": f"`{config.name}`, preset `{config.preset}`, id `{config.model_id}`",
+        "Pictures": f"{vae.image_size} x {vae.image_size}, and codes of {vae.latent_dim} numbers",
+        "Trained on": f"{config.training_data.count:,} faces of `{config.training_data.name}`",
+        "Where new faces come from": prior,
+        "Directions": ", ".join(name for name in service.directions),
+        "Runs on": f"{vae.device}, ONNX Runtime {_onnxruntime()}",
+        "Versions": f"anime-vae {__version__}, gradio {version('gradio')}, Python {sys.version.split()[0]}",
+    }
+    rows |= {name.replace("_", " ").capitalize(): f"{value:g}" for name, value in config.metrics.items()}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""### How it works
+
+A variational autoencoder is two small networks. The encoder turns a face into a short list of numbers, its code; the
+decoder draws a face from any code. Similar faces have codes that are close, so what lies between two codes is a face,
+too.
+
+### Limits
+
+The model knows faces like those it was trained on, cropped and centered as they were; anything else comes back as such
+a face. Fine detail is soft. It is made for pictures, not for recognizing or judging people. Pictures that you give are
+used for your answer and are not kept. Favorites stay in your browser.
+
+### The model
+
+| | |
+|---|---|
+{table}
+"""
+
+
+def _onnxruntime() -> str:
+    try:
+        return version("onnxruntime")
+    except PackageNotFoundError:
+        return "for CUDA"
