@@ -25,6 +25,7 @@ _ARRAYS = {
     "accuracy": ("f", 1),
 }
 _CANDIDATES = 128  # draws from the prior of which one is kept
+_GUIDANCE = 4
 _AT_ONCE = 64  # faces that are drawn at a time, to bound memory
 
 
@@ -97,9 +98,11 @@ class Attributes:
         temperature: float = 1.0,
         truncation: float | None = None,
     ) -> Codes:
-        """`count` draws of p(z | where), about proportional to p(where | z) p(z): float32 (count, latent_dim).
+        """`count` draws that have what `where` asks for: float32 (count, latent_dim).
 
-        Sampling importance resampling (Rubin 1987): of `128` draws from the prior, one is kept by its probability.
+        Sampling importance resampling (Rubin 1987): of each 128 draws from the prior one is kept, with a probability
+        proportional to p(where | z)^4. The exponent makes up for classifiers that are not sure of most faces, as the
+        scale of classifier guidance does (Dhariwal and Nichol 2021).
         """
         self.check(where)
         generator, found = make_rng(rng), [np.empty((0, self.latent_dim), np.float32)]
@@ -107,7 +110,8 @@ class Attributes:
             faces = min(_AT_ONCE, count - start)
             codes = prior.sample(faces * _CANDIDATES, generator, temperature, truncation)
             scores = self.log_probability(codes, where).reshape(faces, _CANDIDATES)
-            chosen = (scores + generator.gumbel(size=scores.shape)).argmax(axis=1)  # a draw by exp(scores)
+            noise = generator.gumbel(size=scores.shape)
+            chosen = (_GUIDANCE * scores + noise).argmax(axis=1)  # a draw by exp(_GUIDANCE * scores)
             found.append(codes.reshape(faces, _CANDIDATES, -1)[np.arange(faces), chosen])
         return np.concatenate(found)
 

@@ -95,12 +95,12 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
         seen.append(mu)
         return posterior.Prior([1.0], mu.mean(0, keepdims=True), np.eye(4)[None] * 0.1)
 
-    assert "flow" not in fit_latents(network, faces, mirrored)[2]  # too few pictures for one
+    assert "flow" not in fit_latents(network, faces, mirrored).scores  # too few pictures for one
     monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
     monkeypatch.setattr(posterior, "fit_flow", fake)
     for place in (0, -1):
         monkeypatch.setattr(posterior, "closest_prior", lambda network, priors, pixels, place=place: priors[place])
-        prior, _, scores = fit_latents(network, faces, mirrored)
+        prior, _, _, scores = fit_latents(network, faces, mirrored)
         assert "flow" in scores
         assert (prior.scales is not None and prior.scales[0, 0, 0] == np.float32(0.1)) == (place == -1)
     codes = posterior.encode(network, pixels).mu
@@ -112,4 +112,4 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
 
 def test_a_code_of_one_number_has_no_flow(faces_zip, monkeypatch):
     monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
-    assert "flow" not in fit_latents(VAE(32, 1).eval(), load_faces(str(faces_zip), 32))[2]
+    assert "flow" not in fit_latents(VAE(32, 1).eval(), load_faces(str(faces_zip), 32)).scores

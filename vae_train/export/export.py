@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from vae_runtime.config import (
+    ATTRIBUTES_FILE,
     CARD_FILE,
     DECODER_FILE,
     DIRECTIONS_FILE,
@@ -122,15 +123,16 @@ def write_graphs(model: VAE, fields: dict[str, Any], folder: Path) -> dict[str, 
 
 
 def write_fitted(model: VAE, config: TrainConfig, faces: Faces, folder: Path) -> list[str]:
-    """Write the prior and the directions into `folder`; the names of the files."""
-    prior, directions, scores = fit_latents(model, faces, config.flip)
+    """Write the prior, the directions and the attributes into `folder`; the names of the files."""
+    prior, directions, attributes, scores = fit_latents(model, faces, config.flip)
     shown = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())
     print(f"prior: {prior.kind}; log density of held-out codes in nats: {shown}", file=sys.stderr)
-    directions.save(folder / DIRECTIONS_FILE)
-    if prior.is_standard:
-        return [DIRECTIONS_FILE]
-    prior.save(folder / PRIOR_FILE)
-    return [PRIOR_FILE, DIRECTIONS_FILE]
+    written = [directions.save(folder / DIRECTIONS_FILE)]
+    if attributes is not None:
+        written.append(attributes.save(folder / ATTRIBUTES_FILE))
+    if not prior.is_standard:
+        written.append(prior.save(folder / PRIOR_FILE))
+    return [path.name for path in written]
 
 
 def write_neighbors(model: VAE, config: TrainConfig, faces: Faces, folder: Path) -> list[str]:

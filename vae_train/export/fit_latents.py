@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from vae_runtime.attributes import Attributes
 from vae_runtime.directions import Directions
 from vae_runtime.latent import reparameterize
 from vae_runtime.latent_analysis import attribute_direction, pca_directions
@@ -26,6 +27,7 @@ from vae_runtime.prior import Prior
 from vae_train.data.faces import Faces
 from vae_train.data.labels import Labels, avatar_labels
 from vae_train.data.sources import AVATARS
+from vae_train.export.fit_attributes import fit_attributes
 from vae_train.export.fit_flow import fit_flow
 from vae_train.model.metrics import sliced_wasserstein
 from vae_train.model.networks import VAE
@@ -202,8 +204,18 @@ def _hair(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.floating]]:
     }
 
 
-def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> tuple[Prior, Directions, dict[str, float]]:
-    """The prior, the directions and the scores of `fit_prior` for a network and the source that it was trained on.
+class Fitted(NamedTuple):
+    """What is fitted to the codes of a model's training pictures."""
+
+    prior: Prior
+    directions: Directions
+    attributes: Attributes | None
+    scores: dict[str, float]
+    """Of `fit_prior`."""
+
+
+def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> Fitted:
+    """The prior, the directions and the attributes for a network and the source that it was trained on.
 
     mirrored: whether it was trained on mirrored pictures, too; a flow, which would overfit otherwise, is then fitted to
     the codes of both.
@@ -215,13 +227,15 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> tuple[Pri
     is_drawn = faces.name == AVATARS
     columns = avatar_labels(faces.labels) if is_drawn else faces.labels
     labels = {name: [values[row] for row in rows] for name, values in columns.items()}
+    others = {name: [values[row] for row in np.flatnonzero(held_out)] for name, values in columns.items()}
+    attributes = fit_attributes(train.mu, labels, test.mu, others)
     prior, scores = fit_prior(train, test)
     if len(pixels) >= _FLOW_CODES and network.latent_dim > 1:  # a coupling splits a code in two
         seen = [train, encode(network, pixels[..., ::-1])] if mirrored else [train]
         flow = fit_flow(np.concatenate([each.mu for each in seen]), np.concatenate([each.logvar for each in seen]))
         scores["flow"] = float(flow.log_prob(draw(test)).mean())
         prior = closest_prior(network, [prior, flow], pixels)
-    return prior, fit_directions(train, pixels, labels, measure_hair=is_drawn), scores
+    return Fitted(prior, fit_directions(train, pixels, labels, measure_hair=is_drawn), attributes, scores)
 
 
 def closest_prior(network: VAE, priors: Sequence[Prior], pixels: NDArray[np.uint8], seed: int = 0) -> Prior:

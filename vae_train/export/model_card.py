@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.config import CARD_FILE, DIRECTIONS_FILE, PRIOR_FILE, ModelConfig
+from vae_runtime.attributes import Attributes
+from vae_runtime.config import ATTRIBUTES_FILE, CARD_FILE, DIRECTIONS_FILE, PRIOR_FILE, ModelConfig
 from vae_runtime.directions import Directions
 from vae_runtime.errors import ModelFileError
 from vae_runtime.files import write_atomically
@@ -113,7 +114,19 @@ def _learned(config: ModelConfig, folder: Path) -> str:
     if DIRECTIONS_FILE in config.files:
         names = ", ".join(f"`{name}`" for name in Directions.load(folder / DIRECTIONS_FILE).names)
         parts.append(f"\n`edit(images, direction, strength)` knows, from `{DIRECTIONS_FILE}`: {names}.\n")
+    if ATTRIBUTES_FILE in config.files:
+        parts.append(_attributes(Attributes.load(folder / ATTRIBUTES_FILE)))
     return "".join(parts)
+
+
+def _attributes(found: Attributes) -> str:
+    """The columns, their values and how often the classifier is right on held-out pictures."""
+    rows = [
+        f"| `{column}` | {', '.join(values)} | {accuracy:.0%} |"
+        for (column, values), accuracy in zip(found.values.items(), found.accuracy, strict=True)
+    ]
+    text = "\n`attributes(images)` gives probabilities, `sample(16, where={...})` draws faces that have them:\n\n"
+    return text + "\n".join(["| attribute | values | held-out accuracy |", "|---|---|---|", *rows]) + "\n"
 
 
 def _figures(config: ModelConfig) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vae_runtime.config import (
+    ATTRIBUTES_FILE,
     CARD_FILE,
     CONFIG_FILE,
     DECODER_FILE,
@@ -26,7 +27,8 @@ from vae_train.errors import ExportError, UsageError
 from vae_train.export.model_card import CARD_FIGURES
 
 EXPORT_FILES = {
-    *(ENCODER_FILE, DECODER_FILE, INVERSE_FILE, PRIOR_FILE, DIRECTIONS_FILE, NEIGHBORS_FILE),
+    *(ENCODER_FILE, DECODER_FILE, INVERSE_FILE, PRIOR_FILE, DIRECTIONS_FILE),
+    *(ATTRIBUTES_FILE, NEIGHBORS_FILE),
     *(GOLDEN_FILE, CONFIG_FILE, CARD_FILE),
     *CARD_FIGURES,
     *(file for variant in VARIANTS for file in graph_files(variant)),
