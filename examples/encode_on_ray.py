@@ -33,7 +33,7 @@ def encode(vae: VAE, paths: list[str], files: list[bytes]) -> pa.Table:
             faces.append(vae.prepare(data)[0])
             found.append(path)
         except ImageError as error:
-            print(f"left out {path}: {str(error).removeprefix('images[0]: ')}", file=sys.stderr)
+            print(f"left out {path}: {str(error).removeprefix('image: ')}", file=sys.stderr)
     size = vae.image_size
     codes = vae.encode(np.stack(faces) if faces else np.empty((0, size, size, 3), np.uint8))
     mu, logvar = (pa.FixedSizeListArray.from_arrays(code.ravel(), vae.latent_dim) for code in codes)

@@ -20,7 +20,7 @@ import resvg_py
 
 from vae_runtime.images import Pixels, fit_square, load_image
 
-Attributes: TypeAlias = dict[str, str]
+Traits: TypeAlias = dict[str, str]
 
 VERSION = 1
 """To be raised whenever the same seed draws another face: part of the data's digest."""
@@ -66,7 +66,7 @@ _CLOTHES_COLORS = (
 _BACKGROUND = "#CFE8FC"  # light, so that white hair and hats still stand out
 
 
-def choose_attributes(seed: int, index: int) -> Attributes:
+def choose_attributes(seed: int, index: int) -> Traits:
     """The attributes of face `index`: hair, hat, hair_color, skin, glasses, beard, mouth, clothes, ..."""
     # A string seeds `random` through SHA-512: the same on every machine and Python version.
     rng = random.Random(f"{VERSION}/{seed}/{index}")
@@ -87,7 +87,7 @@ def choose_attributes(seed: int, index: int) -> Attributes:
     }
 
 
-def draw_svg(attributes: Attributes) -> str:
+def draw_svg(attributes: Traits) -> str:
     """The SVG text of a face with these attributes, cut to the head."""
     top = pa.HatType[attributes["hat"]] if attributes["hat"] != "NONE" else pa.HairType[attributes["hair"]]
     hair_color = _HAIR_COLORS[attributes["hair_color"]]
@@ -115,7 +115,7 @@ def draw_svg(attributes: Attributes) -> str:
     return head.replace('viewBox="0 0 264 280"', f'viewBox="{left} {top_edge} {side} {side}"') + ">" + rest
 
 
-def draw(index: int, size: int, seed: int) -> tuple[Pixels, Attributes]:
+def draw(index: int, size: int, seed: int) -> tuple[Pixels, Traits]:
     """Face `index`, uint8 (size, size, 3), and its attributes."""
     attributes = choose_attributes(seed, index)
     png = resvg_py.svg_to_bytes(
@@ -124,7 +124,7 @@ def draw(index: int, size: int, seed: int) -> tuple[Pixels, Attributes]:
     return fit_square(load_image(bytes(png)), size), attributes
 
 
-def draw_many(count: int, size: int, seed: int, processes: int | None = None) -> Iterator[tuple[Pixels, Attributes]]:
+def draw_many(count: int, size: int, seed: int, processes: int | None = None) -> Iterator[tuple[Pixels, Traits]]:
     """Faces 0 to count - 1 in order, drawn by `processes` processes (default: one for each core)."""
     one = partial(draw, size=size, seed=seed)
     workers = processes or len(_usable_cores())
