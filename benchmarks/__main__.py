@@ -27,8 +27,8 @@ from vae_runtime.cli.diagnostics import environment
 from vae_runtime.config import CARD_FILE
 from vae_runtime.hub import resolve
 from vae_runtime.ort.devices import usable_cores
-from vae_train.config import PRESETS, TrainConfig, make_config
-from vae_train.data.sources import check_source
+from vae_train.config import PRESETS, make_config
+from vae_train.data.sources import AVATARS, check_source
 from vae_train.engine.device import choose_device
 from vae_train.errors import UsageError
 from vae_train.export.model_card import write_section
@@ -64,18 +64,19 @@ def build_parser() -> Parser:
     add_device(verb)
     add_variant(verb)
     verb = parser.add_verb(_GROUP, "training", "speed of training beside a plain PyTorch loop", run_training)
-    verb.add_argument("--data", default=TrainConfig.data, help="as for training")
+    verb.add_argument("--data", default=AVATARS, help="as for training")
     verb.add_argument("--preset", choices=tuple(PRESETS), help="default: each of them")
     verb.add_argument("--seconds", type=number(1, 600), default=15.0, help="time for each loop")
     add_device(verb)
-    text = "all of it on one device, each result kept at once: parity, inference, training; into a folder"
+    text = "all of it on one device, and the second stage of training; each result is kept at once"
     verb = parser.add_verb(_GROUP, "gpu", text, run_gpu)
     verb.add_argument("model", nargs="?", help=_MODEL)
     verb.add_argument("--out", type=Path, default=Path("gpu-results"), help="the folder of the results")
-    verb.add_argument("--data", default=TrainConfig.data, help="as for training")
+    verb.add_argument("--data", default=AVATARS, help="as for training")
     verb.add_argument("--seconds", type=number(0.1, 600), default=15.0, help="time for each loop and row")
     batches = ",".join(map(str, gpu.BATCHES))
     verb.add_argument("--batches", type=integers(1, 4096), default=list(gpu.BATCHES), help=f"default: {batches}")
+    verb.add_argument("--minutes", type=number(0.01, 600), default=10.0, help="time limit of the second stage")
     verb.add_argument("--steps", type=_steps, default=list(gpu.STEPS), help=f"default: {','.join(gpu.STEPS)}")
     verb.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command")
     return parser
@@ -130,7 +131,7 @@ def run_training(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     for preset in [arguments.preset] if arguments.preset else PRESETS:
         # The plain loop has no patch distance, and both must do the same sums.
-        config = make_config({"data": arguments.data, "preset": preset, "sharpness": 0.0})
+        config = make_config({"data": (arguments.data,), "preset": preset, "sharpness": 0.0})
         rows, ceiling = training.measure(config, str(device), arguments.seconds)
         print(training.as_table(rows, ceiling, training.describe_machine(config, device)), end="\n\n", flush=True)
 
@@ -144,6 +145,7 @@ def run_gpu(arguments: argparse.Namespace) -> int:
         arguments.seconds,
         arguments.out,
         tuple(arguments.batches),
+        arguments.minutes,
     )
     failed = gpu.run(settings, {name: gpu.STEPS[name] for name in arguments.steps})
     print(settings.out / "report.md")

@@ -6,6 +6,10 @@ A step that fails is named in the report and the others run, so that time on a r
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +20,7 @@ import torch
 
 from benchmarks import inference, parity, runtimes, training
 from vae_runtime import VAE
+from vae_runtime.cli.arguments import EXIT_INTERRUPTED
 from vae_runtime.cli.diagnostics import environment
 from vae_runtime.files import write_atomically
 from vae_runtime.ort.devices import usable_cores
@@ -38,6 +43,10 @@ class Settings:
     """For each loop of training and each row of inference."""
     out: Path
     batches: tuple[int, ...] = BATCHES
+    minutes: float = 10.0
+    """Time limit of the second stage, which saves what it has when it is over."""
+    images: int = 1_000_000
+    """Faces that the second stage draws at most."""
 
 
 def run(settings: Settings, steps: dict[str, Callable[[Settings], str]] | None = None) -> list[str]:
@@ -86,7 +95,7 @@ def measure_training(settings: Settings) -> str:
     """Throughput of training for each preset, beside a plain PyTorch loop."""
     tables, results = [], {}
     for preset in PRESETS:
-        config = make_config({"data": settings.data, "preset": preset, "sharpness": 0.0})
+        config = make_config({"data": (settings.data,), "preset": preset, "sharpness": 0.0})
         rows, ceiling = training.measure(config, str(settings.device), settings.seconds)
         results[preset] = {"rows": [asdict(row) for row in rows], "ceiling": asdict(ceiling)}
         tables.append(training.as_table(rows, ceiling, training.describe_machine(config, settings.device)))
@@ -94,10 +103,36 @@ def measure_training(settings: Settings) -> str:
     return "\n\n".join(tables)
 
 
+def refine(settings: Settings) -> str:
+    """The second stage of training, `python -m vae_train refine`, until it ends or its time is over."""
+    run = settings.out / "refined"
+    command = [*REFINE, str(settings.model), "--data", settings.data, "--images", str(settings.images)]
+    command += ["--out", str(run), "--device", str(settings.device)]
+    with (settings.out / "refine.log").open("wb") as log:
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            process.wait(60 * settings.minutes)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+        taken = time.monotonic() - start
+    if process.returncode not in (0, EXIT_INTERRUPTED):
+        raise RuntimeError(f"status {process.returncode}, see {settings.out / 'refine.log'}")
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return (
+        f"{taken / 60:.1f} minutes, {len(lines)} epochs; the run is {run}\n\n```json\n"
+        + "\n".join(lines[-3:])
+        + "\n```"
+    )
+
+
+REFINE = [sys.executable, "-m", "vae_train", "refine"]
 STEPS: dict[str, Callable[[Settings], str]] = {
     "parity": measure_parity,
     "inference": measure_inference,
     "training": measure_training,
+    "refine": refine,
 }
 """Name -> step, in the order in which they run: the quick ones first."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_training_is_kept_preset_by_preset(tmp_path, monkeypatch):
     assert main(["gpu", str(CLASSIC), "--device", "cpu", "--out", str(tmp_path), "--steps", "training"]) == 1
     assert set(json.loads((tmp_path / "training.json").read_text())) == {"classic"}
     assert "failed: no memory" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("ending", ["by itself", "in time", "badly"])
+def test_the_second_stage_ends_by_itself_or_in_time(tmp_path, monkeypatch, ending):
+    run = "import pathlib, sys, time; run = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); run.mkdir()\n"
+    run += "(run / 'metrics.jsonl').write_text('{\"epoch\": 1}\\n')\n"
+    run += {
+        "by itself": "",
+        "in time": "try: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(130)",
+        "badly": "sys.exit(3)",
+    }[ending]
+    monkeypatch.setattr(gpu, "REFINE", [sys.executable, "-c", run])
+    limit = 1 / 30 if ending == "in time" else 10
+    settings = gpu.Settings(CLASSIC, "avatars", torch.device("cpu"), 0.1, tmp_path / "out", minutes=limit)
+    failed = gpu.run(settings, {"refine": gpu.refine})
+    assert failed == (["refine"] if ending == "badly" else [])
+    assert ('{"epoch": 1}' in (tmp_path / "out" / "report.md").read_text()) == (ending != "badly")
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "all"], ["--device", "tpu"], ["--batches", "0"]])
