@@ -59,6 +59,7 @@ def wait_for_epochs(run: Path, count: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [[], ["--preset", "base", "--image-size", "32", "--free-bits", "0.02"]])
 def test_two_processes_train_as_one(faces_zip, tmp_path, settings):
     """The same global batch: each logged loss within 1e-5, BatchNorm's statistics those of the whole batch.
@@ -82,6 +83,7 @@ def test_two_processes_train_as_one(faces_zip, tmp_path, settings):
     assert (two / "exported" / "encoder.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_takes_the_others_down(faces_zip, tmp_path):
     run = tmp_path / "run"
     with started([*TORCHRUN, *arguments(faces_zip, run, "--epochs", "100000")]) as process:
@@ -97,6 +99,7 @@ def test_a_killed_process_takes_the_others_down(faces_zip, tmp_path):
     assert load_latest(run / CHECKPOINTS)[0] is not None
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it_again_from_the_last_checkpoint(faces_zip, tmp_path):
     run = tmp_path / "run"
     with started([*TORCHRUN, "--max-restarts", "1", *arguments(faces_zip, run, "--epochs", "60")]) as process:
@@ -109,6 +112,7 @@ def test_torchrun_starts_it_again_from_the_last_checkpoint(faces_zip, tmp_path):
     assert "starting from the first epoch" not in said
 
 
+@pytest.mark.slow
 def test_sigterm_saves_on_all(faces_zip, tmp_path):
     run = tmp_path / "run"
     with started([*TORCHRUN, *arguments(faces_zip, run, "--epochs", "100000")]) as process:
@@ -122,6 +126,7 @@ def test_sigterm_saves_on_all(faces_zip, tmp_path):
     assert not damaged
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(faces_zip, tmp_path):
     with started([*TORCHRUN, *arguments(faces_zip, tmp_path / "run", "--batch-size", "51")]) as process:
         _, said = process.communicate(timeout=120)

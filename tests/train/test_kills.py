@@ -55,6 +55,7 @@ def moments() -> list[tuple[str, int]]:
     return order
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_twenty_kills_leave_no_trace(faces_zip, tmp_path):
     config = TrainConfig(data=str(faces_zip), epochs=40, batch_size=50, latent_dim=8, flip=True)

@@ -121,6 +121,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(finished, config, tmp_path, monkey
     assert_same_run(finished, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True])
 def test_so_is_one_with_every_setting_and_another_loader(config, tmp_path, monkeypatch, streamed):
     """Cut where the data lay in memory, it goes on from the stream, and the other way round."""
@@ -232,6 +233,7 @@ def test_evaluation_is_repeatable_and_right(config):
     assert first["negative_elbo"] == pytest.approx(first["reconstruction"] + first["kl"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_say_how_to_go_on(faces_zip, tmp_path, number, status):
     run = tmp_path / "run"

@@ -134,6 +134,7 @@ def test_help_names_every_option(capsys):
         assert text in shown
 
 
+@pytest.mark.slow
 def test_the_main_job(tmp_path):
     """From nothing to figures and graphs with one command, then pictures from the graphs without torch."""
     run = tmp_path / "run"
