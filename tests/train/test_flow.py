@@ -96,6 +96,7 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
         return posterior.Prior([1.0], mu.mean(0, keepdims=True), np.eye(4)[None] * 0.1)
 
     assert "flow" not in fit_latents(network, faces, mirrored).scores  # too few pictures for one
+    monkeypatch.setattr(posterior, "_FLOW_GAIN", -np.inf)
     monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
     monkeypatch.setattr(posterior, "fit_flow", fake)
     for place in (0, -1):
@@ -113,3 +114,16 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
 def test_a_code_of_one_number_has_no_flow(faces_zip, monkeypatch):
     monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
     assert "flow" not in fit_latents(VAE(32, 1).eval(), load_faces(str(faces_zip), 32)).scores
+
+
+def test_a_flow_is_not_tried_where_a_mixture_gains_nothing(faces_zip, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a flow was fitted")
+
+    unit = posterior.Prior.standard(4)
+    monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
+    monkeypatch.setattr(posterior, "fit_flow", fail)
+    monkeypatch.setattr(posterior, "fit_prior", lambda *_: (unit, {"unit": -5.0, "1": -4.7}))
+    threads = torch.get_num_threads()
+    assert fit_latents(VAE(32, 4).eval(), load_faces(str(faces_zip), 32)).prior is unit
+    assert torch.get_num_threads() == threads

@@ -64,6 +64,23 @@ def test_a_unit_gaussian_stays_one(rng):
     assert prior.scales is None
 
 
+def test_few_codes_of_many_numbers_get_a_shrunk_prior(rng):
+    """60 codes of 100 numbers determine no covariance, and are still far from N(0, I)."""
+    mu = 0.2 * rng.normal(size=(80, 100)) + 1.0
+    prior, scores = fit_prior(codes(mu[:60], 0.1), codes(mu[60:], 0.1))
+    assert set(scores) == {"unit", "shrunk"}
+    assert scores["shrunk"] > scores["unit"] + 20
+    assert not prior.is_standard
+    np.testing.assert_allclose(prior.sample(500, rng=0).mean(), 1.0, atol=0.1)
+
+
+def test_fewer_codes_than_a_fit_needs_leave_the_prior(rng):
+    mu = rng.normal(size=(12, 100))
+    prior, scores = fit_prior(codes(mu[:10], 0.1), codes(mu[10:], 0.1))
+    assert prior.is_standard
+    assert set(scores) == {"unit"}
+
+
 def test_directions_find_labels_and_colours(rng):
     n = 600
     glasses, hair = rng.random(n) < 0.5, rng.integers(0, 3, n)
@@ -140,7 +157,7 @@ def test_an_export_with_its_pictures_has_a_prior_and_directions(run, faces_zip, 
 
 def test_a_fitted_prior_is_what_samples_come_from(run, tmp_path, monkeypatch):
     shifted = posterior.Prior(np.ones(1), np.full((1, 4), 3.0), np.eye(4)[None] * 0.01)
-    monkeypatch.setattr(posterior, "fit_prior", lambda *_: (shifted, {"1": 0.0}))
+    monkeypatch.setattr(posterior, "fit_prior", lambda *_: (shifted, {"unit": 0.0, "1": 0.0}))
     export(run, tmp_path / "model", faces=source_of(run))
     player = vae_runtime.VAE.load(tmp_path / "model", device="cpu")
     assert "`prior.npz`, a Gaussian fitted" in (tmp_path / "model" / "README.md").read_text()

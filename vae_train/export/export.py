@@ -54,6 +54,8 @@ from vae_train.export.quantize import as_table, write_variants
 from vae_train.model.figures import draw_card
 from vae_train.model.networks import VAE
 
+FEW_PICTURES = 400
+"""Below this number of pictures, the export says what to expect of new faces."""
 KNOWN_FACES = 400
 """Number of avatars whose codes are published with the model."""
 
@@ -127,6 +129,12 @@ def write_fitted(model: VAE, config: TrainConfig, faces: Faces, folder: Path) ->
     prior, directions, attributes, scores = fit_latents(model, faces, config.flip)
     shown = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())
     print(f"prior: {prior.kind}; log density of held-out codes in nats: {shown}", file=sys.stderr)
+    if len(faces) < FEW_PICTURES:
+        print(
+            f"the prior is fitted to {len(faces)} pictures, so new faces will vary little or look soft; "
+            "add pictures, or start from a trained model with --init",
+            file=sys.stderr,
+        )
     written = [directions.save(folder / DIRECTIONS_FILE)]
     if attributes is not None:
         written.append(attributes.save(folder / ATTRIBUTES_FILE))

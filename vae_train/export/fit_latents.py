@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from vae_runtime.attributes import Attributes
 from vae_runtime.directions import Directions
 from vae_runtime.latent import reparameterize
 from vae_runtime.latent_analysis import attribute_direction, pca_directions
 from vae_runtime.prior import Prior
+from vae_runtime.prior import fit_prior as fit_few
+from vae_runtime.prior.fitting import MIN_CODES
 from vae_train.data.faces import Faces
 from vae_train.data.labels import Labels, avatar_labels
 from vae_train.data.sources import AVATARS
@@ -45,6 +49,7 @@ _MAX_CODES = 16_000  # that a mixture is fitted to
 _ITERATIONS = 40
 _FLOOR = 1e-4  # added to variances, for numerical stability
 _TIED_FLOOR = 1e-3  # the same for whitened points
+_FLOW_GAIN = 1.0  # nats by which a mixture must improve on N(0, I) before a flow, which is slow, is tried
 _FLOW_CODES = 4000  # fewest pictures for a flow, which has more parameters than a mixture
 _COMPARED = 1000  # most pictures that samples are compared with
 _SWITCHES = (("false", "true"), ("no", "yes"), ("0", "1"))
@@ -93,7 +98,8 @@ def fit_prior(train: Codes, held_out: Codes, seed: int = 0) -> tuple[Prior, dict
 
     Candidates are fitted to one draw z ~ q(z|x) for each picture, so the noise of the posteriors is included. They are
     named "unit" for N(0, I), and by their number of components, "tied" if these share the principal directions: full
-    covariances need more codes than most sources have, while codes differ most in their distance from the mean.
+    covariances need more codes than most sources have, while codes differ most in their distance from the mean. With
+    too few codes for any covariance, "shrunk" is what `vae_runtime.prior.fit_prior` fits to them.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(train.mu))[:_MAX_CODES]
@@ -102,6 +108,9 @@ def fit_prior(train: Codes, held_out: Codes, seed: int = 0) -> tuple[Prior, dict
     fits = {"unit": Prior.standard(points.shape[1])}
     scores = {"unit": float(fits["unit"].log_prob(test).mean())}
     least = 2 * points.shape[1]  # fewest codes that determine a covariance
+    if len(np.unique(train.mu, axis=0)) >= MIN_CODES and len(points) < least:
+        fits["shrunk"] = fit_few(train.mu, train.logvar, seed)[0]
+        scores["shrunk"] = float(fits["shrunk"].log_prob(test).mean())
     for kind, counts, fit, each in (("", COMPONENTS, _mixture, least), (" tied", TIED, _tied_mixture, _FEWEST)):
         before = -np.inf
         for count in counts:
@@ -218,7 +227,8 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> Fitted:
     """The prior, the directions and the attributes for a network and the source that it was trained on.
 
     mirrored: whether it was trained on mirrored pictures, too; a flow, which would overfit otherwise, is then fitted to
-    the codes of both.
+    the codes of both. A flow is not tried where the best mixture hardly improves on N(0, I). Fits run on one thread:
+    their many small operations would wait for each other on a busy machine.
     """
     held_out = faces.held_out()
     rows = np.flatnonzero(~held_out)
@@ -228,14 +238,30 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> Fitted:
     columns = avatar_labels(faces.labels) if is_drawn else faces.labels
     labels = {name: [values[row] for row in rows] for name, values in columns.items()}
     others = {name: [values[row] for row in np.flatnonzero(held_out)] for name, values in columns.items()}
-    attributes = fit_attributes(train.mu, labels, test.mu, others)
-    prior, scores = fit_prior(train, test)
-    if len(pixels) >= _FLOW_CODES and network.latent_dim > 1:  # a coupling splits a code in two
+    with single_thread():
+        attributes = fit_attributes(train.mu, labels, test.mu, others)
+        directions = fit_directions(train, pixels, labels, measure_hair=is_drawn)
+        prior, scores = fit_prior(train, test)
+    gain = max(scores.values()) - scores["unit"]
+    if len(pixels) >= _FLOW_CODES and gain >= _FLOW_GAIN and network.latent_dim > 1:  # a coupling splits a code in two
         seen = [train, encode(network, pixels[..., ::-1])] if mirrored else [train]
-        flow = fit_flow(np.concatenate([each.mu for each in seen]), np.concatenate([each.logvar for each in seen]))
+        with single_thread():
+            flow = fit_flow(np.concatenate([each.mu for each in seen]), np.concatenate([each.logvar for each in seen]))
         scores["flow"] = float(flow.log_prob(draw(test)).mean())
         prior = closest_prior(network, [prior, flow], pixels)
-    return Fitted(prior, fit_directions(train, pixels, labels, measure_hair=is_drawn), attributes, scores)
+    return Fitted(prior, directions, attributes, scores)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch, NumPy and scikit-learn on one thread within the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def closest_prior(network: VAE, priors: Sequence[Prior], pixels: NDArray[np.uint8], seed: int = 0) -> Prior:
