@@ -98,6 +98,7 @@ def test_learn_fits_what_training_saw_and_takes_the_nearest(faces_zip, monkeypat
     assert "flow" not in fit_latents(network, faces, mirrored).scores  # too few pictures for one
     monkeypatch.setattr(posterior, "_FLOW_GAIN", -np.inf)
     monkeypatch.setattr(posterior, "_FLOW_CODES", 10)
+    monkeypatch.setattr(posterior, "_FLOW_GAIN", -np.inf)
     monkeypatch.setattr(posterior, "fit_flow", fake)
     for place in (0, -1):
         monkeypatch.setattr(posterior, "closest_prior", lambda network, priors, pixels, place=place: priors[place])
