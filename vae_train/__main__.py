@@ -92,8 +92,8 @@ def _add_evaluate(parser: Parser) -> None:
     help = "as for training; of the model's own training data, the held-out pictures are used"
     verb.add_argument("--data", action="append", metavar="SOURCE", required=True, help=help)
     drawn = next(item for item in dataclasses.fields(TrainConfig) if item.name == "avatars")
-    help = "number of faces to draw, for --data avatars; as for training"
-    verb.add_argument("--avatars", type=_kind(drawn), default=drawn.default, metavar="N", help=help)
+    help = "number of faces to draw, for --data avatars (default: as for the training of the model)"
+    verb.add_argument("--avatars", type=_kind(drawn), metavar="N", help=help)
     verb.add_argument("--json", type=output(".json"), help="write the figures, KL of each latent included, to a file")
     verb.add_argument("--card", action="store_true", help="write the figures into the card of the exported model")
     help = "also invert, inpaint and upscale the first N pictures (exported models)"

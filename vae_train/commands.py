@@ -161,10 +161,12 @@ def variants(given: argparse.Namespace) -> int:
         check_source(source)
     config = ModelConfig.load(given.model)
 
-    from vae_train.data.faces import load_faces
+    from vae_train.data.faces import find_avatars, load_faces
     from vae_train.export.quantize import add_variants, as_table
 
-    costs = add_variants(given.model, load_faces(given.data, config.image_size), given.variants)
+    # Of avatars, those that the model was trained on are drawn again, as many and from the same seed.
+    drawn = find_avatars(config.training_data.sha256, config.training_data.count) or ()
+    costs = add_variants(given.model, load_faces(given.data, config.image_size, *drawn), given.variants)
     if costs:
         print(as_table(costs))
     return 0 if len(costs) == len(given.variants) else EXIT_FAILURE

@@ -10,7 +10,7 @@ from blobs import write_faces
 
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
-from vae_train.data.faces import load_faces
+from vae_train.data.faces import find_avatars, load_faces
 from vae_train.engine.logger import read_metrics
 from vae_train.engine.train import train
 from vae_train.errors import DataError
@@ -35,6 +35,18 @@ def test_avatars_are_known_again_by_their_number():
     model = Autoencoder("a", 32, 4, "mse", 1.0, faces.sha256, lambda image: (image, image), lambda z: z, None)
     assert pictures_of(model, "avatars", 80)[2] == "held out"
     assert pictures_of(model, "avatars", 90)[2] == "all"
+
+
+@pytest.mark.parametrize(("count", "seed"), [(80, 0), (90, 3)])
+def test_avatars_of_another_number_or_seed_are_found_by_their_digest(count, seed):
+    """An exported model knows only the digest and the number of its training pictures."""
+    faces = load_faces("avatars", 32, count, seed)
+    training = int((~faces.held_out()).sum())
+    assert find_avatars(faces.sha256, training) == (count, seed)
+    assert find_avatars("0" * 64, training) is None
+    model = Autoencoder("a", 32, 4, "mse", 1.0, faces.sha256, None, None, None, data_count=training)
+    found, pixels, which = pictures_of(model, "avatars")
+    assert (found.sha256, which, len(pixels)) == (faces.sha256, "held out", count - training)
 
 
 def test_a_run_and_its_export_agree(run, faces_zip):

@@ -45,6 +45,7 @@ MIN_DISTINCT = 10
 
 _SHOWN = 20
 _AHEAD = 64
+_SEEDS = 100  # of avatars that are tried to identify the training data of a model
 
 Decoded: TypeAlias = tuple[Pixels, bytes]
 """(S, S, 3), and the digest of the picture at its original size."""
@@ -162,11 +163,25 @@ def _has_distinct(pixels: NDArray[np.uint8], count: int) -> bool:
     return False
 
 
+def find_avatars(sha256: str, training_count: int) -> tuple[int, int] | None:
+    """How many avatars a model was trained on, held-out ones included, and their seed; None for other data.
+
+    sha256: the digest of its training data. training_count: the number of its training pictures.
+    """
+    low, high = training_count, int(training_count / (1 - HELD_OUT)) + 2
+    wanted = ((count, seed) for seed in range(_SEEDS) for count in range(high, low - 1, -1))
+    return next((found for found in wanted if _avatars_digest(*found) == sha256), None)
+
+
+def _avatars_digest(count: int, seed: int) -> str:
+    from vae_train.data.avatars import VERSION
+
+    return hashlib.sha256(f"avatars {VERSION} {count} {seed}".encode()).hexdigest()
+
+
 def _load(source: str, image_size: int, avatars: int, seed: int) -> Faces:
     if source == AVATARS:
-        from vae_train.data.avatars import VERSION
-
-        digest = hashlib.sha256(f"avatars {VERSION} {avatars} {seed}".encode()).hexdigest()
+        digest = _avatars_digest(avatars, seed)
         entry = cached(digest, image_size, lambda writer: _draw_into(writer, avatars, image_size, seed))
         return _faces(AVATARS, entry, digest)
     pictures = open_source(source)

@@ -22,8 +22,7 @@ import vae_runtime
 from vae_runtime.config import ENCODER_FILE, PRIOR_FILE
 from vae_runtime.files import write_atomically
 from vae_runtime.prior import Prior
-from vae_train.config import TrainConfig
-from vae_train.data.faces import Faces, load_faces
+from vae_train.data.faces import Faces, find_avatars, load_faces
 from vae_train.engine.runs import find_run, load_run
 from vae_train.errors import DataError
 from vae_train.evaluation.bound import mean_drawn_error
@@ -72,6 +71,8 @@ class Autoencoder:
     """(n, seed) -> n new faces, uint8 (n, 3, S, S): the model's default sampling"""
     prior: Prior | None = None
     """The fitted prior of an export; None for N(0, I)."""
+    data_count: int = 0
+    """Number of its training pictures."""
 
 
 def check_model(path: Path) -> None:
@@ -101,9 +102,9 @@ def open_model(path: Path, device: torch.device) -> Autoencoder:
         z = torch.from_numpy(Prior.standard(config.latent_dim).sample(count, seed))
         return torch.cat([_to_uint8(torch.from_numpy(decode(part.numpy()))) for part in z.split(_BATCH)]).numpy()
 
-    data = saved.state["data"]["sha256"]
+    data, count = saved.state["data"]["sha256"], saved.state["data"]["count"]
     about = (path.name, config.image_size, config.latent_dim, config.likelihood, config.beta)
-    return Autoencoder(*about, data, encode, decode, sample)
+    return Autoencoder(*about, data, encode, decode, sample, data_count=count)
 
 
 def _exported(vae: vae_runtime.VAE) -> Autoencoder:
@@ -119,19 +120,21 @@ def _exported(vae: vae_runtime.VAE) -> Autoencoder:
     def sample(count: int, seed: int) -> NDArray[np.uint8]:
         return np.ascontiguousarray(vae.sample(count, rng=seed).transpose(0, 3, 1, 2))
 
-    data = config.training_data.sha256
+    data, count = config.training_data.sha256, config.training_data.count
     about = (config.name, config.image_size, config.latent_dim, config.likelihood, config.beta)
-    return Autoencoder(*about, data, encode, decode, sample, vae.prior if PRIOR_FILE in config.files else None)
+    return Autoencoder(*about, data, encode, decode, sample, vae.prior if PRIOR_FILE in config.files else None, count)
 
 
 def pictures_of(
-    model: Autoencoder, source: str | Sequence[str], avatars: int = TrainConfig.avatars
+    model: Autoencoder, source: str | Sequence[str], avatars: int | None = None
 ) -> tuple[Faces, NDArray[np.uint8], str]:
     """A source, its pictures to measure on, uint8 (n, 3, S, S), and which these are: "held out" or "all".
 
-    Of the model's own training data these are the held-out ones. avatars: how many to draw, for the source `avatars`.
+    Of the model's own training data these are the held-out ones. avatars: how many to draw, for the source `avatars`;
+    by default those that the model was trained on, if it was.
     """
-    faces = load_faces(source, model.image_size, avatars)
+    drawn = (avatars,) if avatars else find_avatars(model.data_sha256, model.data_count) or ()
+    faces = load_faces(source, model.image_size, *drawn)
     if faces.matches(model.data_sha256):
         return faces, faces.pixels[faces.held_out()], "held out"
     return faces, faces.pixels, "all"
