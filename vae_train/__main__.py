@@ -82,6 +82,11 @@ def _add_export(parser: Parser) -> None:
     verb.add_argument("--data", action="append", metavar="SOURCE", help=help)
     verb.add_argument("--labels", metavar="FILE", help="labels of the pictures (default: those of the run)")
     verb.add_argument("--variants", type=_variants, default=(), help="also write smaller graphs: fp16, int8 or both")
+    verb.add_argument(
+        "--license", type=_name, help="license of the weights, for the card, as mit (default: not stated)"
+    )
+    verb.add_argument("--data-license", type=_line, help="license of the pictures, for the card (default: not stated)")
+    verb.add_argument("--tag", type=_name, action="append", default=[], help="a tag for the card; may be repeated")
 
 
 def _add_evaluate(parser: Parser) -> None:
@@ -146,6 +151,12 @@ def _variants(text: str) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in VARIANTS]:
         raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(VARIANTS)}")
     return tuple(variant for variant in VARIANTS if variant in names)
+
+
+def _line(text: str) -> str:
+    if not (text.strip() and text.isprintable()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one line of text")
+    return text
 
 
 def _name(text: str) -> str:

@@ -145,11 +145,14 @@ def export(given: argparse.Namespace) -> int:
     from vae_train.engine.runs import find_run
     from vae_train.export.export import export as export_run
     from vae_train.export.export import source_of
+    from vae_train.export.model_card import Statements
     from vae_train.export.publish import check_target
 
     out = given.out or find_run(given.run) / EXPORTED
     check_target(out)
-    config = export_run(given.run, out, given.name, source_of(given.run, given.data, given.labels), given.variants)
+    faces = source_of(given.run, given.data, given.labels)
+    statements = Statements(given.license, given.data_license, tuple(given.tag))
+    config = export_run(given.run, out, given.name, faces, given.variants, statements)
     print(f"{config.name}, id {config.model_id}: {out}")
     return 0
 

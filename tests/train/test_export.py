@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vae_runtime import VAE, ModelConfig
-from vae_train.__main__ import build_parser
+from vae_train.__main__ import build_parser, main
 from vae_train.config import TrainConfig, make_config
 from vae_train.data import avatars
 from vae_train.engine.runs import load_checkpoint
@@ -234,8 +234,9 @@ def test_what_is_no_run_is_refused(run, tmp_path):
 
 def test_the_card(exported):
     text = (exported / "README.md").read_text()
-    assert text.startswith("---\nlicense: mit\n")
-    for part in ("blobs.zip", "python -m vae_train", "VAE.load", "limits", "no licence", " seconds on CPU"):
+    assert "license:" not in text
+    assert "MIT" not in text
+    for part in ("blobs.zip", "python -m vae_train", "VAE.load", "limits", "not stated", " seconds on CPU"):
         assert part in text
     assert dataclasses.asdict(ModelConfig.load(exported))["model_id"] in text
     for name in card.CARD_FIGURES:
@@ -243,6 +244,16 @@ def test_the_card(exported):
         with Image.open(exported / name) as picture:
             assert picture.format == "PNG"
             assert picture.width > 500
+
+
+def test_the_card_states_what_the_owner_states(run, tmp_path):
+    options = ["--license", "apache-2.0", "--data-license", "CC0 1.0", "--tag", "anime", "--tag", "cats"]
+    assert main(["export", str(run), "--out", str(tmp_path / "model"), *options]) == 0
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert text.startswith("---\nlicense: apache-2.0\n")
+    assert "onnxruntime, anime, cats]" in text
+    for part in ("CC0 1.0", "License of the weights: apache-2.0"):
+        assert part in text
 
 
 def test_the_time_on_the_card():

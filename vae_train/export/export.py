@@ -47,7 +47,7 @@ from vae_train.export.agreement import check_parity
 from vae_train.export.decoder_gradient import write_inverse
 from vae_train.export.fit_latents import encode, fit_latents
 from vae_train.export.golden import write_golden
-from vae_train.export.model_card import model_card, training_time
+from vae_train.export.model_card import NO_STATEMENTS, Statements, model_card, training_time
 from vae_train.export.onnx_graph import OPSET, to_onnx
 from vae_train.export.publish import check_target, replacement
 from vae_train.export.quantize import as_table, write_variants
@@ -66,12 +66,13 @@ def export(
     name: str | None = None,
     faces: Faces | None = None,
     variants: Sequence[Variant] = (),
+    statements: Statements = NO_STATEMENTS,
 ) -> ModelConfig:
     """Export a run or one of its checkpoints into the folder `out`, and return the new config.
 
     name: of the model; by default, the source and the size of its pictures. faces: the source that it was trained on;
     without it the prior stays N(0, I), and there are no directions. variants: smaller graphs to add, which needs
-    `faces`; see `vae_train.export.quantize`.
+    `faces`; see `vae_train.export.quantize`. statements: what the card says of licenses, and its tags.
     Raises UsageError, CheckpointError, or ExportError if the graphs differ from the model; `out` then stays as it was.
     """
     check_target(out)
@@ -93,7 +94,7 @@ def export(
         model_config = write_golden(folder)
         draw_card(folder)
         spent = training_time(_records(run, saved), model_config.training_data.count)
-        write_atomically(folder / CARD_FILE, model_card(model_config, config, folder, spent))
+        write_atomically(folder / CARD_FILE, model_card(model_config, config, folder, spent, statements))
         if faces and variants:
             if costs := write_variants(folder, faces, variants):
                 print(as_table(costs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,49 @@ def training_time(records: list[dict[str, Any]], images: int) -> str:
     return f"{spent} on {', then '.join(where)}"
 
 
-def model_card(config: ModelConfig, trained: TrainConfig, folder: Path, spent: str) -> str:
-    """The text for the export in `folder`. spent: of `training_time`."""
+@dataclass(frozen=True)
+class Statements:
+    """What only the owner of a model can say; a card claims none of it by itself."""
+
+    license: str | None = None
+    """Of the weights, as the Hub writes it: "mit"."""
+    data_license: str | None = None
+    """Of the pictures, or under what terms they were used."""
+    tags: tuple[str, ...] = ()
+    """Further tags: "anime"."""
+
+
+NO_STATEMENTS = Statements()
+
+
+def model_card(
+    config: ModelConfig, trained: TrainConfig, folder: Path, spent: str, statements: Statements = NO_STATEMENTS
+) -> str:
+    """The text for the export in `folder`. spent: of `training_time`. statements: of the owner."""
     data, size = config.training_data, config.image_size
     pictures = (
         "The faces were drawn by [python_avatars](https://pypi.org/project/python-avatars/) (MIT) and are free to use."
         if data.name == AVATARS
-        else "The pictures belong to their makers, and no licence of this source is stated; none of them is shown or "
-        "shipped here."
+        else f"License of the pictures: {statements.data_license or 'not stated'}. None of them is shown or part of "
+        "this folder."
     )
+    license = f"license: {statements.license}\n" if statements.license else ""
+    terms = f"License of the weights: {statements.license or 'not stated'}."
+    tags = ", ".join(["vae", "variational-autoencoder", "onnx", "onnxruntime", *statements.tags])
     return f"""---
-license: mit
-library_name: anime-vae
+{license}library_name: anime-vae
 pipeline_tag: unconditional-image-generation
-tags: [vae, variational-autoencoder, onnx, onnxruntime, faces, anime]
+tags: [{tags}]
 ---
 
 # {config.name}
 
-A convolutional variational autoencoder for {size}x{size} faces, as two ONNX graphs (opset {config.opset}):
+A convolutional variational autoencoder for {size}x{size} images, as two ONNX graphs (opset {config.opset}):
 `encoder.onnx` (image -> mu, logvar) and `decoder.onnx` (z -> image), with z of {config.latent_dim} numbers;
 `inverse.onnx` has the gradient of the decoder's squared error, for `invert`, `inpaint` and `upscale`. They run without
 torch, and the same everywhere: Python, browser, servers.
 
-![Faces drawn from the prior](samples.png)
+![Samples from the prior](samples.png)
 
 ```python
 from vae_runtime import VAE
@@ -69,7 +89,7 @@ vae = VAE.load("path/of/this/folder")
 faces = vae.sample(16, rng=0)
 ```
 {_learned(config, folder)}
-![From one sampled face to another](interpolations.png)
+![Interpolations between samples](interpolations.png)
 
 ![Avatars, and what the model makes of them](reconstructions.png)
 
@@ -77,9 +97,9 @@ faces = vae.sample(16, rng=0)
 
 ## Training
 
-{data.count} faces of `{data.name}` (content {data.sha256[:16]}), preset `{config.preset}`, likelihood
-`{config.likelihood}`, beta {config.beta:g}, seed {trained.seed}, model id `{config.model_id}`. {pictures} The weights
-are under the MIT licence. {f"It took {spent}. " if spent else ""}The command:
+{data.count} pictures of `{data.name}` (content {data.sha256[:16]}), preset `{config.preset}`, likelihood
+`{config.likelihood}`, beta {config.beta:g}, seed {trained.seed}, model id `{config.model_id}`. {pictures}
+{terms} {f"Training took {spent}. " if spent else ""}The command:
 
 ```bash
 python -m vae_train {command(trained, data.name)}
@@ -95,10 +115,10 @@ Gaussian. PSNR is that of decode(mu).
 
 ## Use and limits
 
-Made for play, for teaching, and as a small generative model to build into programs. It knows faces like those it was
-trained on, cut and centred as they were; of other pictures it makes the nearest such face. Its pictures are averages of
-what the code leaves open, so fine detail is soft. What the source shows often, the model shows often: it inherits each
-bias of it. It is no means to recognise or to judge people.
+The model knows images like those it was trained on, cropped and centered as they were, and reconstructs others as the
+nearest such image. Fine detail is soft, because a reconstruction averages over what the code leaves open. The model
+inherits the biases of its training data: what that shows often, samples show often. It is not suited to recognize or
+to judge people.
 """
 
 
