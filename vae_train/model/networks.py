@@ -124,8 +124,8 @@ def base_decoder(image_size: int, decoder: str = "plain") -> nn.Sequential:
     """
     widths = base_widths(image_size)[::-1]
     fine = decoder == "fine"
-    blocks = [Block(widths[0], hidden=widths[0] // 2) for _ in range(2)] if fine else [Block(widths[0])]
-    layers: list[nn.Module] = [nn.Conv2d(32, widths[0], 1), *blocks]
+    layers: list[nn.Module] = [nn.Conv2d(32, widths[0], 1)]  # made first: the order decides the first weights of a seed
+    layers += [Block(widths[0], hidden=widths[0] // 2) for _ in range(2)] if fine else [Block(widths[0])]
     for inputs, outputs in pairwise(widths):
         layers += [double(inputs, outputs), Block(outputs)]
     layers.append(nn.LeakyReLU(0.2))
