@@ -35,6 +35,7 @@ MAX_STEPS = 300
 """Most steps of the search for a code: some seconds, during which others wait."""
 OPEN_SLIDERS = 9
 """Sliders that are not folded away."""
+MAX_NAME = 200
 MAX_LEVEL = 127
 """Levels of a number of a face token, on each side of 0."""
 
@@ -52,8 +53,8 @@ class Starters:
 
     seed: int = 7
     """Of the Sample and Evolve tabs."""
-    faces: tuple[int, ...] = (11, 12, 13, 14, 15, 16, 17, 18)
-    """Seeds of single faces."""
+    faces: tuple[int, ...] = (11, 12, 13, 14)
+    """Seeds of the faces to blend."""
 
     @classmethod
     def load(cls, name: str) -> Starters:
@@ -111,15 +112,20 @@ class Service:
         return np.stack([load_image(path) for path in sorted(EXAMPLES.glob(f"{kind}-*.png"))])
 
     @cached_property
+    def example_faces(self) -> Pixels:
+        """`examples` as the model sees them, (n, S, S, 3)."""
+        return self.vae.prepare(self.examples)
+
+    @cached_property
     def analogy_faces(self) -> Pixels:
         """A, B and C to begin with: A is B moved along the first direction, (3, S, S, 3)."""
-        b, c = self.starter_faces[1], self.starter_faces[2]
+        _, b, _, c = self.example_faces[:4]
         first = next(iter(self.directions))
         return np.stack([self.edit(b, {first: 2.0}), b, c])
 
     def is_starter(self, picture: Pixels) -> bool:
         """Whether a tab opens with this picture, or shows it as an example."""
-        sets = (self.starter_faces, self.examples, self.analogy_faces)
+        sets = (self.starter_faces, self.examples, self.example_faces, self.analogy_faces)
         return any(
             picture.shape == faces.shape[1:] and bool((faces == picture).all(axis=(1, 2, 3)).any()) for faces in sets
         )
@@ -229,6 +235,12 @@ class Service:
     def evolve(self, lineage: Lineage) -> Pixels:
         """The sixteen faces of the youngest generation: (16, S, S, 3)."""
         return self.vae.decode(replay(self.vae.prior, lineage))
+
+    def faces_of(self, text: object) -> Pixels | None:
+        """The face of a name, (1, S, S, 3); None for a blank one."""
+        if not isinstance(text, str) or len(text) > MAX_NAME:
+            raise InputError(f"text: expected a text of at most {MAX_NAME} characters")
+        return self.vae.face_of(text)[None] if text.strip() else None
 
     def token(self, picture: Pixels) -> str:
         """A picture's code as text for a link: 8 bits a number, after their scale as float32."""

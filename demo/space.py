@@ -100,7 +100,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def assemble(out: Path, folders: Sequence[Path]) -> None:
     """The Gradio Space: app.py, demo, vae_runtime and the models at the root, and pinned requirements."""
-    skip = shutil.ignore_patterns("__pycache__", "exported", "web", "space.py", "static_site.py", "choose_starters.py")
+    skip = shutil.ignore_patterns(
+        "__pycache__", "exported", "web", "space.py", "static_site.py", "choose_starters.py", "draw.py"
+    )
     for package in (demo, vae_runtime):
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, out / source.name, ignore=skip)

@@ -6,6 +6,7 @@ from demo.tabs.edit import EditTab
 from demo.tabs.evolve import EvolveTab
 from demo.tabs.inpaint import InpaintTab
 from demo.tabs.interpolate import InterpolateTab
+from demo.tabs.names import NamesTab
 from demo.tabs.reconstruct import ReconstructTab
 from demo.tabs.sample import SampleTab
 
@@ -16,6 +17,7 @@ TABS: tuple[type[Tab], ...] = (
     EditTab,
     InpaintTab,
     EvolveTab,
+    NamesTab,
     AboutTab,
 )
 

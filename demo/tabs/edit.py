@@ -13,7 +13,7 @@ from demo.tabs.base import PRIVATE, Page, State, Tab, friendly, headline, requir
 from vae_runtime import InputError
 from vae_runtime.images import Pixels
 
-STARTER = 4
+EXAMPLE = 2
 
 
 class EditTab(Tab):
@@ -24,7 +24,7 @@ class EditTab(Tab):
     def build(self) -> None:
         """A face that stays in view, its sliders, and A - B + C."""
         service = self.models.first
-        face = service.starter_faces[STARTER]
+        face = service.example_faces[EXAMPLE]
         headline("Move a slider, and watch the face change")
         with gr.Row(elem_id="edit-row"):
             with gr.Column(scale=2, min_width=260, elem_id="edit-faces"):
@@ -73,7 +73,7 @@ class EditTab(Tab):
 
     def draw(self, service: Service, state: State) -> list[Any]:
         """The face by this model, with those strengths that it knows."""
-        picture = self.picture(service, state, "face", STARTER)
+        picture = self.picture(service, state, "face", service.example_faces[EXAMPLE])
         asked = state.get("strengths", {})
         if isinstance(asked, str):
             try:

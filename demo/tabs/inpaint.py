@@ -11,7 +11,7 @@ from demo.service import MAX_STEPS, Service, check_int
 from demo.tabs.base import PRIVATE, Page, State, Tab, friendly, headline, number, require_picture, tools
 from vae_runtime.images import Pixels
 
-STARTER = 5
+EXAMPLE = 0
 STEPS = 150
 
 
@@ -23,7 +23,7 @@ class InpaintTab(Tab):
     def build(self) -> None:
         """A face to paint on, and the answer."""
         service = self.models.first
-        face, able = service.starter_faces[STARTER], service.can_invert
+        face, able = service.example_faces[EXAMPLE], service.can_invert
         headline("Paint over a part, and the model draws it anew")
         self.sorry = gr.Markdown(sorry(service), visible=not able, elem_id="inpaint-sorry")
         with gr.Row(visible=able, elem_id="inpaint-row") as self.row:
@@ -67,7 +67,7 @@ class InpaintTab(Tab):
 
     def draw(self, service: Service, state: State) -> list[Any]:
         """The face as this model sees it, nothing painted over."""
-        picture, able = self.picture(service, state, "face", STARTER), service.can_invert
+        picture, able = self.picture(service, state, "face", service.example_faces[EXAMPLE]), service.can_invert
         steps = check_int(number(state, "steps", STEPS), "steps", 1, MAX_STEPS)
         shown = None if picture is None else service.vae.prepare(picture)[0]
         return [gr.Markdown(sorry(service), visible=not able), gr.Row(visible=able), picture, steps, shown, None]

@@ -38,7 +38,6 @@ class InterpolateTab(Tab):
             ]
         with gr.Row(elem_classes="actions"):
             self.make = gr.Button("Make it move", variant="primary", elem_id="make-loop")
-            self.kind = gr.Radio(list(FORMATS), value="webm", label="As", elem_id="loop-format")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 note = "With four faces, everything between them appears here."
@@ -61,6 +60,7 @@ class InterpolateTab(Tab):
             tools(self.strip, STEPS)
         with gr.Accordion("Advanced", open=False), gr.Row():
             method = gr.Radio(METHODS, value="slerp", label="Path", elem_id="interpolate-method")
+            self.kind = gr.Radio(list(FORMATS), value="webm", label="Format of the loop", elem_id="loop-format")
             steps = gr.Slider(2, 16, STEPS, step=1, label="Faces from one to the next", elem_id="interpolate-steps")
         self.state = {f"face{i + 1}": slot for i, slot in enumerate(self.inputs)} | {"method": method, "steps": steps}
         self.outputs = [*self.state.values(), self.strip, self.square, self.animation]

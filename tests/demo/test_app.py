@@ -85,6 +85,12 @@ def test_edit_and_analogy_give_the_pixels_of_the_runtime(client, vaes, faces):
     assert np.array_equal(pixels(answer)[0], tiny.decode(a - b + c)[0])
 
 
+def test_a_name_has_the_face_that_the_runtime_gives_it(client, vaes):
+    answer = client.predict(BUNDLED, "  ADA lovelace ", api_name="/face_of")
+    assert np.array_equal(pixels(answer)[0], vaes[0].face_of("Ada Lovelace"))
+    assert client.predict(BUNDLED, " ", api_name="/face_of") == []
+
+
 def test_evolve_follows_its_lineage(client):
     first = client.predict(BUNDLED, "7", api_name="/evolve")
     second = client.predict(BUNDLED, "7-3.5x40", api_name="/evolve")
@@ -95,7 +101,7 @@ def test_evolve_follows_its_lineage(client):
 
 def test_each_endpoint_is_named_and_described(client):
     named = client.view_api(return_format="dict")["named_endpoints"]
-    names = "sample reconstruct interpolate loop edit analogy inpaint invert evolve"
+    names = "sample reconstruct interpolate loop edit analogy inpaint invert evolve face_of"
     assert set(named) == {f"/{name}" for name in names.split()}
     assert all(endpoint["description"] for endpoint in named.values())
     names = [parameter["parameter_name"] for parameter in named["/sample"]["parameters"]]
@@ -173,6 +179,8 @@ BAD_CALLS = [
     ("evolve", [BUNDLED, "<script>alert(1)</script>"], "lineage"),
     ("evolve", [BUNDLED, "7" * 7000], "lineage"),
     ("evolve", [BUNDLED, "7" * 100_000], None),
+    ("face_of", [BUNDLED, 7], None),
+    ("face_of", [BUNDLED, "x" * 201], "200"),
     ("breed", [BUNDLED, [], "7", 35], None),  # private: not there for a client
 ]
 ODD = [

@@ -259,7 +259,7 @@ def test_the_way_and_the_loop(page, address, services):
 
 def test_sliders_change_the_face_live_and_can_be_undone(page, address, services):
     service = services[0]
-    face, name = service.starter_faces[4], next(iter(service.directions))
+    face, name = service.example_faces[2], next(iter(service.directions))
     board = [name for group in service.board().groups for name, _ in group.names]
     first, second = board[0], board[1]
     assert name in board
@@ -335,7 +335,7 @@ def test_a_link_to_another_model_has_its_sliders(page, address, services):
     open_tab(page, address, "edit", model="tiny", strengths=json.dumps({"smile": 2, "brightness": 1}))
     page.locator("#edit-sliders input[data-name=smile]").wait_for()
     assert page.locator("#edit-sliders input[data-name=brightness]").count() == 0
-    wait_until(page, "#edit-out", services[1].edit(services[1].starter_faces[4], {"smile": 2})[None])
+    wait_until(page, "#edit-out", services[1].edit(services[1].example_faces[2], {"smile": 2})[None])
 
 
 def test_a_copied_link_brings_another_visitor_the_same_face(page, browser, address, services, tmp_path):
@@ -371,7 +371,7 @@ def test_back_and_forward_go_through_the_tabs(page, address, services):
     on_tab(page, "sample")
     page.go_forward()
     on_tab(page, "edit")
-    wait_until(page, "#edit-out", services[0].edit(services[0].starter_faces[4], {})[None])
+    wait_until(page, "#edit-out", services[0].edit(services[0].example_faces[2], {})[None])
 
 
 def test_analogy_answers(page, address, services):
@@ -393,6 +393,15 @@ def test_picked_faces_have_children(page, address, services):
     assert "Generation 2" in page.locator("#evolve-heading").inner_text()
     page.reload()
     wait_until(page, "#evolve-faces", service.evolve(line))
+
+
+def test_a_name_is_answered_as_it_is_typed_and_never_evaluated(page, address, vaes):
+    open_tab(page, address, "names", text="%24%7Balert(1)%7D%3Cb%3E")
+    wait_until(page, "#names-out", vaes[0].face_of("${alert(1)}<b>")[None])
+    page.locator("#names-text textarea, #names-text input").fill("Grace Hopper")
+    wait_until(page, "#names-out", vaes[0].face_of("grace hopper")[None])
+    page.reload()
+    wait_until(page, "#names-out", vaes[0].face_of("grace hopper")[None])
 
 
 def test_favorites_stay_and_can_be_downloaded(page, address, services):
