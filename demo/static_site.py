@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from demo.service import Service
-from vae_runtime import VAE, InputError
-from vae_runtime.config import DECODER_FILE, ENCODER_FILE, GOLDEN_FILE
+from demo.choose_starters import badness
+from demo.service import Service, enlarged
+from vae_runtime import VAE, InputError, grid, save_png
+from vae_runtime.config import DECODER_FILE, ENCODER_FILE, GOLDEN_FILE, graph_files
 from vae_runtime.golden import Golden
+from vae_runtime.images import Pixels
+from vae_runtime.prior import text_code
 from vae_runtime.prior.flow import ARRAYS, Flow
 
 # The page's engine, from npm: the version and the digest that npm's registry gives for it.
@@ -34,9 +39,19 @@ ORT_FILES = (
 )
 
 
+NAMES = tuple(
+    "Aiko Ben Chiyo Dana Emi Femi Goro Hana Ines Jun Kenji Lena Mika Noor Oren Priya Ren Sora Tomo Yuki".split()
+)
+"""The faces in the corners are those of four of these."""
+POSTER = 420
+"""Pixels of the picture that is there before the model."""
+ICONS = (192, 512)
+
+
 def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = None) -> None:
     """Fill the empty folder `out` with the page, onnxruntime-web, and each model with its golden vectors.
 
+    Graphs are those of the variant fp16 where a model has it: half the bytes, and the same pixels within 1 of 255.
     engine: a folder with the files of onnxruntime-web; without it they come from npm, checked by digest. Raises
     ModelFileError for a model without golden vectors, InputError if the engine cannot be had.
     """
@@ -44,16 +59,43 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
         Golden.load(folder)
     shutil.copytree(Path(__file__).with_name("web"), out, dirs_exist_ok=True)
     _vendor(out / "vendor", engine)
-    names = []
+    first = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm.gz")
+    shared = sum((out / "vendor" / name).stat().st_size for name in first)
+    index = []
     for folder in folders:
         with VAE.load(folder, device="cpu") as vae:
             target = out / "models" / vae.config.name
             target.mkdir(parents=True)
-            _write(target / "model.json", describe(vae))
-            names.append(vae.config.name)
-        for file in (ENCODER_FILE, DECODER_FILE, GOLDEN_FILE):
-            shutil.copy(folder / file, target)
-    _write(out / "models" / "index.json", names)
+            start = best_names(vae)
+            _write(target / "model.json.gz", {**describe(vae), "start": start})
+            face = enlarged(blended(vae, start), POSTER)[0]
+            Image.fromarray(face).save(target / "poster.webp", quality=80)
+            if not index:
+                Image.fromarray(face).save(out / "poster.webp", quality=80)
+                for side in ICONS:
+                    save_png(enlarged(Service(vae).example_faces[:1], side)[0], out / f"icon-{side}.png")
+            graphs = graph_files("fp16" if set(graph_files("fp16")) <= set(vae.config.files) else None)
+        for source, name in zip((*graphs, GOLDEN_FILE), (ENCODER_FILE, DECODER_FILE, GOLDEN_FILE), strict=True):
+            shutil.copy(folder / source, target / name)
+        size = shared + sum((target / name).stat().st_size for name in ("model.json.gz", DECODER_FILE))
+        index.append({"name": target.name, "poster": f"models/{target.name}/poster.webp", "bytes": size})
+    _write(out / "models" / "index.json", index)
+    worker = out / "sw.js"
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()))
+    text = worker.read_text(encoding="utf-8").replace("development", version.hexdigest()[:16])
+    worker.write_text(text, encoding="utf-8")
+
+
+def best_names(vae: VAE) -> list[str]:
+    """The four names whose faces the model can explain best."""
+    faces = np.concatenate([vae.face_of(name)[None] for name in NAMES])
+    return [NAMES[place] for place in np.argsort(badness(vae, faces))[:4]]
+
+
+def blended(vae: VAE, names: Sequence[str]) -> Pixels:
+    """What the page shows first, (1, S, S, 3): the middle of the square between four names."""
+    codes = np.stack([text_code(name, vae.prior) for name in names])
+    return vae.decode(grid(codes, 3, 3)[1, 1])
 
 
 def describe(vae: VAE) -> dict[str, Any]:
@@ -95,14 +137,15 @@ def _packed(array: np.ndarray[Any, Any]) -> str:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
+    data = json.dumps(value).encode()
+    path.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
 
 
 def _vendor(target: Path, engine: Path | None) -> None:
     target.mkdir()
     if engine is not None:
         for name in ORT_FILES:
-            shutil.copy(engine / name, target)
+            _place(target / name, (engine / name).read_bytes())
         return
     with tempfile.TemporaryDirectory() as place:
         archive = _from_npm(Path(place))
@@ -110,7 +153,15 @@ def _vendor(target: Path, engine: Path | None) -> None:
             for name in ORT_FILES:
                 member = package.extractfile(f"package/dist/{name}")
                 assert member is not None  # a file of the pinned version, which the digest has just proved
-                (target / name).write_bytes(member.read())
+                _place(target / name, member.read())
+
+
+def _place(path: Path, data: bytes) -> None:
+    """Write a file of the engine; the large ones compressed, which not every server does, and the page undoes."""
+    if path.suffix == ".wasm":
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(data, 9, mtime=0))
+    else:
+        path.write_bytes(data)
 
 
 def _from_npm(place: Path) -> Path:

@@ -41,7 +41,8 @@ class NamesTab(Tab):
 
     def connect(self, page: Page) -> None:
         """Each letter is answered at once."""
-        typed = self.text.input(
+        # Not `input`, which Gradio 6.31 swallows once after it has set the text itself.
+        typed = self.text.change(
             self.face_of,
             [page.model, self.text],
             self.grid,

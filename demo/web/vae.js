@@ -1,56 +1,117 @@
 // The two graphs in the browser, and the little mathematics around them. No page here: app.js draws.
 
+import { textCode } from "./face_of.js";
+
 const base = new URL("./", import.meta.url);
+const FASTER = 0.8; // WebGPU must need less than this share of the time of WebAssembly to be taken
 
-async function engine() {
-  // WebGPU where there is an adapter, else WebAssembly; only the build that is needed is fetched.
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  const provider = adapter && !new URLSearchParams(location.search).has("wasm") ? "webgpu" : "wasm";
-  const ort = await import(new URL(`vendor/ort.${provider}.min.mjs`, base));
-  ort.env.wasm.wasmPaths = new URL("vendor/", base).href;
-  if (!self.crossOriginIsolated) ort.env.wasm.numThreads = 1;
-  return { ort, provider };
-}
-
-async function json(path) {
+/** The bytes of a file, decompressed if it is gzip. onBytes is told how many have come. */
+async function read(path, onBytes = () => {}) {
   const answer = await fetch(new URL(path, base));
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  return answer.json();
+  const parts = [], reader = answer.body.getReader();
+  for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) {
+    parts.push(value);
+    onBytes(value.length);
+  }
+  const blob = new Blob(parts), start = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
+  if (start[0] !== 0x1f || start[1] !== 0x8b) return new Uint8Array(await blob.arrayBuffer());
+  return new Uint8Array(await new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer());
+}
+
+const json = async (path, onBytes) => JSON.parse(new TextDecoder().decode(await read(path, onBytes)));
+
+const engines = new Map();
+/** ONNX Runtime Web with one provider, loaded once. */
+function engine(provider, onBytes) {
+  if (!engines.has(provider))
+    engines.set(provider, (async () => {
+      const ort = await import(new URL(`vendor/ort.${provider}.min.mjs`, base));
+      const name = provider === "wasm" ? "ort-wasm-simd-threaded" : "ort-wasm-simd-threaded.asyncify";
+      ort.env.wasm.wasmPaths = { mjs: new URL(`vendor/${name}.mjs`, base).href };
+      ort.env.wasm.wasmBinary = await read(`vendor/${name}.wasm.gz`, onBytes);
+      if (!self.crossOriginIsolated) ort.env.wasm.numThreads = 1;
+      return ort;
+    })());
+  return engines.get(provider);
 }
 
 const bytes = (text) =>
   Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
 const floats = (text) => new Float32Array(bytes(text).buffer);
 
+/** [{ name, poster, bytes: what must come before the first face }, ...] */
 export const models = () => json("models/index.json");
 
 export class VAE {
-  static async load(name) {
-    const { ort, provider } = await engine();
+  /** Ready to decode; the encoder follows in the background. */
+  static async load(name, onBytes = () => {}) {
     const place = `models/${name}/`;
-    const open = (file) =>
-      ort.InferenceSession.create(new URL(place + file, base).href, { executionProviders: [provider] });
-    const model = await json(place + "model.json");
+    const [ort, model, graph] = await Promise.all([
+      engine("wasm", onBytes), json(place + "model.json.gz", onBytes), read(place + "decoder.onnx", onBytes),
+    ]);
     const vae = new VAE();
-    Object.assign(vae, { ort, provider, place, size: model.image_size, dim: model.latent_dim, groups: model.groups });
-    for (const slider of model.groups.flatMap((group) => group.sliders)) slider.step = floats(slider.step);
-    vae.sliders = model.groups.flatMap((group) => group.sliders);
-    vae.prior = {
-      weights: model.prior.weights,
-      means: floats(model.prior.means),
-      scales: model.prior.scales && floats(model.prior.scales),
-      spreads: model.prior.spreads && floats(model.prior.spreads),
-      flow: model.prior.flow && unpackFlow(model.prior.flow),
+    const groups = model.groups.map((group) => ({
+      ...group, sliders: group.sliders.map((slider) => ({ ...slider, step: floats(slider.step) })),
+    }));
+    const { weights, means, scales, spreads, flow } = model.prior;
+    const prior = {
+      weights,
+      means: floats(means),
+      scales: scales && floats(scales),
+      spreads: spreads && floats(spreads),
+      flow: flow && unpackFlow(flow),
     };
-    vae.encoder = await open("encoder.onnx");
-    vae.decoder = await open("decoder.onnx");
+    Object.assign(vae, {
+      ort, place, groups, prior, provider: "wasm", name: model.name, size: model.image_size, dim: model.latent_dim,
+      start: model.start, sliders: groups.flatMap((group) => group.sliders),
+    });
+    const open = (graph, provider) => vae.ort.InferenceSession.create(graph, { executionProviders: [provider] });
+    vae.decoder = await open(graph, "wasm");
+    let encoder;
+    vae.ready = () => (encoder ??= read(place + "encoder.onnx").then((graph) => open(graph, "wasm")));
+    vae.graph = graph;
     return vae;
+  }
+
+  /** Take WebGPU for the decoder if there is an adapter, and it is faster: "wasm" or "webgpu", and the milliseconds. */
+  async race() {
+    const times = { wasm: await this.time(this.ort, this.decoder) };
+    try {
+      const wanted = !new URLSearchParams(location.search).has("wasm") && !navigator.connection?.saveData;
+      if (wanted && (await navigator.gpu?.requestAdapter())) {
+        const ort = await engine("webgpu");
+        const decoder = await ort.InferenceSession.create(this.graph, { executionProviders: ["webgpu"] });
+        times.webgpu = await this.time(ort, decoder);
+        if (times.webgpu < FASTER * times.wasm) Object.assign(this, { decoder, decoderOrt: ort, provider: "webgpu" });
+      }
+    } catch (error) {
+      console.warn("WebGPU is not used:", error);
+    }
+    this.graph = null;
+    return times;
+  }
+
+  async time(ort, decoder) {
+    const run = async () => {
+      const z = new ort.Tensor("float32", new Float32Array(this.dim), [1, this.dim]);
+      await (await decoder.run({ z })).image.getData();
+    };
+    await run(); // compiles its kernels
+    const start = performance.now();
+    for (let i = 0; i < 5; i++) await run();
+    return (performance.now() - start) / 5;
+  }
+
+  /** The code of a name; see face_of.js. */
+  codeOf(text) {
+    return textCode(text, this.prior, this.dim);
   }
 
   /** Codes (Float32Array, n x dim) -> pictures, Uint8ClampedArray RGBA (n x size x size). */
   async decode(codes) {
     const count = codes.length / this.dim;
-    const z = new this.ort.Tensor("float32", codes, [count, this.dim]);
+    const z = new (this.decoderOrt ?? this.ort).Tensor("float32", codes, [count, this.dim]);
     const { image } = await this.decoder.run({ z });
     const values = await image.getData();
     const plane = this.size * this.size;
@@ -64,6 +125,7 @@ export class VAE {
 
   /** RGBA pictures -> mu and logvar, Float32Array (n x dim) each. */
   async encode(pixels) {
+    const encoder = await this.ready();
     const plane = this.size * this.size;
     const count = pixels.length / 4 / plane;
     const values = new Float32Array(count * 3 * plane);
@@ -71,7 +133,7 @@ export class VAE {
       for (let c = 0; c < 3; c++)
         for (let i = 0; i < plane; i++) values[(n * 3 + c) * plane + i] = pixels[(n * plane + i) * 4 + c] / 255;
     const image = new this.ort.Tensor("float32", values, [count, 3, this.size, this.size]);
-    const { mu, logvar } = await this.encoder.run({ image });
+    const { mu, logvar } = await encoder.run({ image });
     return { mu: await mu.getData(), logvar: await logvar.getData() };
   }
 
@@ -112,6 +174,53 @@ export class VAE {
     }
     return { pixels, codes };
   }
+}
+
+/** The hidden pixels of RGBA `pixels` drawn anew: filled with the mean, then with what the model makes of it. */
+export async function repaint(vae, pixels, hidden, rounds = 12) {
+  const filled = pixels.slice(), mean = [0, 0, 0];
+  const known = hidden.reduce((count, value) => count + !value, 0);
+  for (let i = 0; i < hidden.length; i++)
+    if (!hidden[i]) for (let c = 0; c < 3; c++) mean[c] += pixels[i * 4 + c] / known;
+  for (let i = 0; i < hidden.length; i++) if (hidden[i]) for (let c = 0; c < 3; c++) filled[i * 4 + c] = mean[c];
+  for (let round = 0; round < rounds; round++) {
+    const drawn = await vae.decode((await vae.encode(filled)).mu);
+    for (let i = 0; i < hidden.length; i++)
+      if (hidden[i]) for (let c = 0; c < 3; c++) filled[i * 4 + c] = drawn[i * 4 + c];
+  }
+  return filled;
+}
+
+/** Children of the picked codes: each number of one of two parents, then turned towards a fresh draw; as demo.evolution. */
+export function breed(vae, codes, picks, random, mutation = 0.35) {
+  const { dim } = vae, count = codes.length / dim, angle = (mutation * Math.PI) / 2, children = new Float32Array(codes.length);
+  const draws = vae.sample(count, random), { weights, means } = vae.prior;
+  for (let n = 0; n < count; n++) {
+    const parents = [0, 0].map(() => picks[Math.floor(random() * picks.length)]);
+    for (let i = 0; i < dim; i++) {
+      let mean = 0;
+      if (!vae.prior.flow) for (let k = 0; k < weights.length; k++) mean += weights[k] * means[k * dim + i];
+      const child = codes[parents[random() < 0.5 ? 0 : 1] * dim + i];
+      children[n * dim + i] = mean + Math.cos(angle) * (child - mean) + Math.sin(angle) * (draws[n * dim + i] - mean);
+    }
+  }
+  return children;
+}
+
+/** Codes as text for a link: 8 bits a number, after their scale. */
+export function pack(codes) {
+  const scale = Math.fround(codes.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-6) / 127);
+  const data = new Uint8Array(4 + codes.length);
+  new DataView(data.buffer).setFloat32(0, scale, true);
+  codes.forEach((value, i) => { data[4 + i] = Math.round(value / scale); });
+  return btoa(String.fromCharCode(...data)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+}
+
+export function unpack(text, count) {
+  const data = bytes(text);
+  if (data.length !== 4 + count) throw new Error("a link of another model");
+  const scale = new DataView(data.buffer).getFloat32(0, true);
+  return Float32Array.from({ length: count }, (_, i) => scale * ((data[4 + i] << 24) >> 24));
 }
 
 /** A seeded generator of numbers in [0, 1): mulberry32. */

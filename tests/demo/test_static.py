@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.service import psnr
 from demo.space import main
 from demo.static_site import ORT_FILES
 from tests.demo.conftest import serving_files
 from vae_runtime import InputError, ModelFileError, save_png
 from vae_runtime.hub import bundled_model
+from vae_runtime.prior import text_code
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +49,24 @@ def static(site):
 def ready(page, static: str, name: str = "") -> None:
     page.goto(static)
     page.locator("html[data-ready]").wait_for()
-    if name:
+    if name and name != bundled_model().name:
         page.locator("#model").select_option(name)
         page.locator(f"html[data-ready='{name}']").wait_for()
+
+
+def open_panel(page, name: str) -> None:
+    page.locator(f"#tab-{name}").click()
+    page.locator(f"#{name}, #{name}-panel").and_(page.locator("[role=tabpanel]")).wait_for()
+
+
+def drawn(page, canvas: str) -> str:
+    return str(page.locator(canvas).evaluate("canvas => canvas.toDataURL()"))
+
+
+def until_changed(page, canvas: str, before: str) -> None:
+    page.wait_for_function(
+        "([canvas, before]) => document.querySelector(canvas).toDataURL() !== before", arg=[canvas, before]
+    )
 
 
 def test_the_page_has_the_golden_vectors_of_the_export(site, folder):
@@ -67,7 +86,7 @@ def test_the_browser_draws_what_python_draws(page, static, name):
     found = page.locator("html").evaluate("root => ({...root.dataset})")
     assert found["ready"] == name
     assert int(found["pixels"]) <= 1
-    assert float(found["codes"]) < 1e-4
+    assert float(found["codes"]) < 1e-2  # the variant fp16, where the model has one
     assert f"by {found['pixels']} of 255" in page.locator("#about").inner_text()
 
 
@@ -139,11 +158,44 @@ def test_the_same_noise_becomes_the_same_codes_as_in_python(page, static, vaes, 
     np.testing.assert_allclose(np.reshape(codes, (count, dim)), expected, atol=1e-4)
 
 
+def test_a_name_has_the_code_of_python_to_the_bit(page, static, vaes):
+    ready(page, static)
+    for vae in vaes:
+        for text in (
+            "Ada Lovelace",
+            "  aDA  LOVELACE",
+            "M\u00fcnchen",
+            "Mu\u0308nchen",
+            "\u5409\u7530",
+            "${1}<b>",
+            "\U0001f338",
+        ):
+            codes = page.evaluate(
+                """async ([name, text]) => {
+                    const {VAE} = await import('./vae.js');
+                    return [...new Uint8Array((await (await VAE.load(name)).codeOf(text)).buffer)];
+                }""",
+                [vae.config.name, text],
+            )
+            assert bytes(codes) == text_code(text, vae.prior).astype("<f4").tobytes()
+
+
+def test_what_is_shown_before_the_model_is_what_it_shows_first(page, static, site, vaes):
+    ready(page, static)
+    size = vaes[0].image_size
+    with Image.open(site / "poster.webp") as poster:
+        expected = np.asarray(poster.convert("RGB").resize((size, size), Image.Resampling.BOX)).astype(int)
+    there = page.locator("#face").screenshot()
+    with Image.open(io.BytesIO(there)) as shown:
+        found = np.asarray(shown.convert("RGB").resize((size, size), Image.Resampling.BOX)).astype(int)
+    inner = slice(size // 4, -size // 4)  # the corners are covered
+    assert np.abs(found - expected)[inner, inner].mean() < 8
+
+
 def test_dragging_blends_and_every_wish_is_drawn(page, static):
     ready(page, static)
-    face = page.locator("#face")
-    before = face.evaluate("canvas => canvas.toDataURL()")
-    box = face.bounding_box()
+    before = drawn(page, "#face")
+    box = page.locator("#face").bounding_box()
     frames = int(page.locator("html").get_attribute("data-frames"))
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5)
     page.mouse.down()
@@ -151,39 +203,128 @@ def test_dragging_blends_and_every_wish_is_drawn(page, static):
         page.mouse.move(box["x"] + box["width"] * (0.3 + step / 60), box["y"] + box["height"] * 0.5)
     page.mouse.up()
     page.wait_for_timeout(200)
-    assert face.evaluate("canvas => canvas.toDataURL()") != before
+    assert drawn(page, "#face") != before
     assert int(page.locator("html").get_attribute("data-frames")) - frames > 5
 
 
 def test_sliders_bend_the_face_and_go_back(page, static):
     ready(page, static)
-    face, slider = page.locator("#face"), page.locator("#sliders input").first
-    before = face.evaluate("canvas => canvas.toDataURL()")
-    slider.fill("3")
-    page.wait_for_function(f"document.querySelector('#face').toDataURL() !== '{before}'")
+    before = drawn(page, "#face")
+    page.locator("#sliders input").first.fill("3")
+    until_changed(page, "#face", before)
     page.locator("#zero").click()
-    page.wait_for_function(f"document.querySelector('#face').toDataURL() === '{before}'")
+    page.wait_for_function("before => document.querySelector('#face').toDataURL() === before", arg=before)
 
 
 def test_an_own_picture_comes_back_and_leaves_nothing_behind(page, static, vaes, tmp_path):
-    size, face = vaes[0].image_size, vaes[0].sample(1, rng=8)[0]
+    face = vaes[0].sample(1, rng=8)[0]
     ready(page, static)
+    open_panel(page, "own")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
     page.locator("#own").set_input_files(save_png(face, tmp_path / "me.png"))
     page.locator("#pair").wait_for()
-    read = f"canvas => [...canvas.getContext('2d').getImageData(0, 0, {size}, {size}).data]"
-    there = page.locator("#after").evaluate(read)
-    there = np.array(there, np.uint8).reshape(size, size, 4)[..., :3]
-    assert np.abs(there.astype(int) - vaes[0].reconstruct(face)[0]).max() <= 1
+    page.wait_for_function("document.querySelector('#psnr').textContent.endsWith('dB')")
+    said = float(page.locator("#psnr").inner_text().split()[0])
+    assert said == pytest.approx(psnr(face, vaes[0].reconstruct(face)[0]), abs=0.1)
     assert asked == []
 
 
 def test_a_file_that_is_no_picture_gets_a_sentence(page, static, tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     ready(page, static)
+    open_panel(page, "own")
     page.locator("#own").set_input_files(tmp_path / "no.png")
-    page.get_by_text("no picture this browser can read").wait_for()
+    page.get_by_text("cannot read that file").wait_for()
+    assert not page.locator("#pair").is_visible()
+
+
+def test_picked_faces_have_children_here_too(page, static):
+    ready(page, static)
+    open_panel(page, "evolve")
+    page.locator("#breed").click()
+    page.get_by_text("Pick the faces").last.wait_for()
+    before = drawn(page, "#generation canvas >> nth=2")
+    page.locator("#generation button").nth(0).click()
+    page.locator("#breed").click()
+    page.wait_for_function(
+        "before => document.querySelectorAll('#generation canvas')[2]?.toDataURL() !== before", arg=before
+    )
+    assert page.locator("#generation button").count() == 16
+
+
+def test_what_is_painted_over_is_drawn_anew_and_the_rest_stays(page, static):
+    ready(page, static)
+    open_panel(page, "repaint")
+    page.locator("#anew").click()
+    page.get_by_text("Paint over a part of the face first").wait_for()
+    before = drawn(page, "#under")
+    box = page.locator("#strokes").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.6)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6)
+    page.mouse.up()
+    page.locator("#anew").click()
+    until_changed(page, "#under", before)
+
+
+def test_a_loop_is_recorded(page, static):
+    ready(page, static)
+    with page.expect_download() as download:
+        page.locator("#loop").click()
+    assert download.value.suggested_filename.startswith("anime-vae-loop.")
+    assert download.value.path().stat().st_size > 10_000
+
+
+def test_a_link_opens_what_was_seen(page, browser, static):
+    ready(page, static)
+    page.locator("#samples button").nth(3).click()
+    page.locator("#sliders input").first.fill("2")
+    page.wait_for_timeout(800)
+    page.locator("#share").click()
+    page.get_by_text("Link copied").wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    other = browser.new_page()
+    other.goto(link)
+    other.locator("html[data-ready]").wait_for()
+    pixels = "canvas => [...canvas.getContext('2d').getImageData(60, 60, 200, 200).data]"
+    here, there = (np.array(each.locator("#face").evaluate(pixels), int) for each in (page, other))
+    assert np.abs(here - there).mean() < 3
+    assert other.locator("#sliders input").first.input_value() == "2"
+    other.close()
+
+
+@pytest.mark.parametrize("link", ["#model=../x", "#model=tiny&faces=AAAA.AAAA", "#faces=${alert(1)}&at=NaN,9&bend=[["])
+def test_a_hostile_link_shows_the_page_as_it_is(page, static, link):
+    page.goto(static + link)
+    page.locator("html[data-ready]").wait_for()
+    assert page.locator("#status").inner_text() == ""
+
+
+def test_the_page_opens_without_a_network(page, static):
+    ready(page, static)
+    page.wait_for_function("navigator.serviceWorker.controller !== null")
+    page.reload()
+    page.locator("html[data-ready]").wait_for()
+    page.wait_for_timeout(500)
+    page.context.set_offline(True)
+    page.reload()
+    page.locator("html[data-ready]").wait_for()
+    page.context.set_offline(False)
+
+
+def test_the_first_face_needs_few_bytes(site):
+    """10 MB for the avatars, and the sum that the progress bar goes by is right."""
+    for entry in json.loads((site / "models" / "index.json").read_text()):
+        vendor = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm.gz")
+        files = [site / "vendor" / name for name in vendor]
+        files += [site / "models" / entry["name"] / name for name in ("model.json.gz", "decoder.onnx")]
+        assert entry["bytes"] == sum(path.stat().st_size for path in files)
+        assert entry["bytes"] < 10e6
+    assert (site / "poster.webp").stat().st_size < 30_000
+    manifest = json.loads((site / "manifest.webmanifest").read_text())
+    assert all((site / icon["src"]).exists() for icon in manifest["icons"])
+    assert "development" not in (site / "sw.js").read_text()
 
 
 def test_a_phone_shows_all_of_it(page, static):
@@ -196,6 +337,6 @@ def test_the_folder_is_a_static_space(site):
     head = (site / "README.md").read_text().split("---")[1]
     assert "sdk: static" in head
     assert "app_file: index.html" in head
-    assert {path.name for path in (site / "vendor").iterdir()} == set(ORT_FILES)
+    assert {path.name.removesuffix(".gz") for path in (site / "vendor").iterdir()} == set(ORT_FILES)
     with Image.open(site / "thumbnail.png") as picture:
         assert min(picture.size) > 200
