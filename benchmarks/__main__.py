@@ -27,11 +27,12 @@ from vae_runtime.cli.diagnostics import environment
 from vae_runtime.config import CARD_FILE
 from vae_runtime.hub import resolve
 from vae_runtime.ort.devices import usable_cores
-from vae_train.config import PRESETS, make_config
+from vae_train.config import make_config
 from vae_train.data.sources import AVATARS, check_source
 from vae_train.engine.device import choose_device
 from vae_train.errors import UsageError
 from vae_train.export.model_card import write_section
+from vae_train.model.presets import PRESETS
 
 _MODEL = "a folder or hf:owner/name; default: the bundled model"
 _GROUP = "instruments"

@@ -24,8 +24,9 @@ from vae_runtime.cli.arguments import EXIT_INTERRUPTED
 from vae_runtime.cli.diagnostics import environment
 from vae_runtime.files import write_atomically
 from vae_runtime.ort.devices import usable_cores
-from vae_train.config import PRESETS, make_config
+from vae_train.config import make_config
 from vae_train.engine.device import describe_device
+from vae_train.model.presets import PRESETS
 
 BATCHES = (1, 8, 64, 256, 1024)
 

@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 from vae_runtime.cli.arguments import Parser, add_device, add_variant, integer, number, output, program, run
 from vae_runtime.config import NAME, VARIANTS
 from vae_train import commands
-from vae_train.config import PRESETS, TrainConfig, option
+from vae_train.config import TrainConfig, option
 from vae_train.errors import UsageError
+from vae_train.model.presets import PRESETS
 
 _TRAINING, _MODELS = "training", "exported models"
 
@@ -67,7 +68,8 @@ def _kind(item: dataclasses.Field[Any]) -> Callable[[str], Any]:
 
 def _default(item: dataclasses.Field[Any]) -> str:
     """(default: 32; base: 64)"""
-    others = [f"; {name}: {values[item.name]}" for name, values in PRESETS.items() if item.name in values]
+    set_by = {name: preset.settings for name, preset in PRESETS.items() if item.name in preset.settings}
+    others = [f"; {name}: {settings[item.name]}" for name, settings in set_by.items()]
     default = item.default[0] if isinstance(item.default, tuple) else item.default
     return "" if default == "" else f" (default: {default}{''.join(others)})"
 

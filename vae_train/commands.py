@@ -28,6 +28,7 @@ from vae_train.config import (
 from vae_train.data.labels import read_labels
 from vae_train.data.sources import AVATARS, check_outside, check_source
 from vae_train.errors import MissingPackageError, UsageError
+from vae_train.model.presets import PLAIN
 
 EXPORTED = "exported"
 PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "filelock", "psutil", "sklearn", "tqdm", "matplotlib")
@@ -109,7 +110,7 @@ def _new_config(given: dict[str, Any]) -> TrainConfig:
     from vae_train.data.faces import load_faces
     from vae_train.engine.initial import load_initial
 
-    settings, _ = load_initial(given["init"])
+    settings, _ = load_initial(given["init"], given.get("decoder", PLAIN), given.get("seed", 0))
     config = make_config(given, settings)
     faces = load_faces(config.data, config.image_size, config.avatars, config.seed)
     return make_config(fine_tuning_length(int((~faces.held_out()).sum())) | given, settings)

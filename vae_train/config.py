@@ -1,4 +1,4 @@
-"""TrainConfig: every setting of a run, saved with it. The presets are its values, the command line is made from it."""
+"""TrainConfig: every setting of a run, saved with it. The command line is made from it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vae_runtime.errors import VAEError
 from vae_runtime.hub import HUB_PREFIX
 from vae_train.data.sources import AVATARS
 from vae_train.errors import UsageError
+from vae_train.model.presets import CLASSIC, DECODERS, PLAIN, PRESETS
 
 CONFIG_FILE = "config.json"
 STRIDE = 32
@@ -22,7 +23,6 @@ STRIDE = 32
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-DECODERS = ("plain", "fine")
 LIKELIHOODS = ("mse", "gaussian")
 SCHEDULES = ("constant", "cosine")
 
@@ -49,13 +49,13 @@ class TrainConfig:
     labels: str = _other("", "a .csv or .jsonl file with a column file_name; its other columns are labels")
     init: str = _other("", "model to start from: an exported folder, hf:owner/name or a run; its sizes are kept")
     preset: str = _choice(
-        "classic", "classic: 32x32, five stride-2 convolutions; base: 64x64, residual, sharper", ("classic", "base")
+        CLASSIC.name, "; ".join(f"{preset.name}: {preset.summary}" for preset in PRESETS.values()), tuple(PRESETS)
     )
     batch_norm: bool = _other(True, "normalize in the networks; off: convolutions with biases, as in exported graphs")
     epochs: int = _number(36, "passes over the training pictures", 1, 1_000_000)
     image_size: int = _number(32, "side of the pictures in pixels, a multiple of 32", 32, 512)
     latent_dim: int = _number(128, "length of the code z", 1, 4096)
-    decoder: str = _choice("plain", "of base; fine: hidden channels at full size, a quarter slower", DECODERS)
+    decoder: str = _choice(PLAIN, "of base; fine: hidden channels at full size, a quarter slower", DECODERS)
     batch_size: int = _number(128, "pictures a step, those of all processes together", 2, 65536)
     learning_rate: float = _number(1e-3, "learning rate of Adam", 1e-8, 1.0)
     schedule: str = _choice("constant", "schedule of the learning rate; cosine: falls to 0 at the last step", SCHEDULES)
@@ -90,8 +90,9 @@ class TrainConfig:
                 f"--image-size {self.image_size}: the networks halve the side five times, "
                 f"so it must be a multiple of {STRIDE}, such as 32, 64 or 96"
             )
-        if self.decoder != "plain" and self.preset != "base":
-            raise UsageError(f"--decoder {self.decoder}: only the preset base has it")
+        if self.decoder not in PRESETS[self.preset].decoders:
+            having = " or ".join(name for name, preset in PRESETS.items() if self.decoder in preset.decoders)
+            raise UsageError(f"--decoder {self.decoder}: the preset {self.preset} has no such decoder, {having} has")
 
     def to_json(self) -> str:
         """The text of a run's config.json."""
@@ -117,26 +118,6 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
             raise UsageError(f"{option(item.name)} {value}: expected {low:g} to {high:g}")
     elif "choices" in item.metadata and value not in item.metadata["choices"]:
         raise UsageError(f"{option(item.name)} {value}: expected {' or '.join(item.metadata['choices'])}")
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "classic": {},
-    "base": {
-        "image_size": 64,
-        "latent_dim": 512,
-        "epochs": 100,
-        "batch_size": 64,
-        "learning_rate": 2e-3,
-        "schedule": "cosine",
-        "warmup": 200,
-        "clip": 1000.0,
-        "likelihood": "gaussian",
-        "sharpness": 1.0,
-        "flip": True,
-        "shift": 2,
-    },
-}
-"""What each preset sets apart from the defaults of TrainConfig, which are the classic write-up's."""
 
 
 def option(name: str) -> str:
@@ -175,14 +156,14 @@ def make_config(given: dict[str, Any], initial: dict[str, Any] | None = None) ->
     architecture.
     """
     if initial is None:
-        preset = given.get("preset", TrainConfig.preset)
-        return TrainConfig(**{**PRESETS.get(preset, {}), **given})
+        preset = PRESETS.get(given.get("preset", TrainConfig.preset))
+        return TrainConfig(**{**(preset.settings if preset else {}), **given})
     for name in ARCHITECTURE:
         if name in given and given[name] != initial[name]:
             raise UsageError(
                 f"{option(name)} {given[name]}: {given['init']} has {initial[name]}, and --init keeps it; leave it out"
             )
-    return TrainConfig(**{**PRESETS[initial["preset"]], **FINE_TUNING, **initial, **given})
+    return TrainConfig(**{**PRESETS[initial["preset"]].settings, **FINE_TUNING, **initial, **given})
 
 
 def absolute_sources(sources: Sequence[str]) -> tuple[str, ...]:

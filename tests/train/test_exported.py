@@ -78,3 +78,6 @@ def test_another_preset_is_refused(tmp_path):
     dataclasses.replace(config, preset="classic").save(folder)
     with pytest.raises(UsageError, match="classic"):
         load_exported(folder)
+    dataclasses.replace(config, preset="of-another-version").save(folder)
+    with pytest.raises(UsageError, match="of-another-version"):
+        load_exported(folder)

@@ -43,6 +43,18 @@ def test_its_sizes_are_the_models_and_its_length_follows_the_pictures():
         make_config({"init": "model", "latent_dim": 16}, initial)
 
 
+def test_a_plain_decoder_becomes_a_fine_one(tmp_path):
+    exported = str(EXPORTED / "anime-64")
+    settings, network = load_initial(exported, "fine", seed=1)
+    assert (settings["decoder"], settings["batch_norm"], network.decoder_kind) == ("fine", False, "fine")
+    assert make_config({"init": exported, "decoder": "fine"}, settings).decoder == "fine"
+    last = [load_initial(exported, "fine", seed)[1].decoder.layers[-2].weight for seed in (1, 2)]
+    assert torch.equal(last[0], network.decoder.layers[-2].weight)
+    assert not torch.equal(*last)
+    with pytest.raises(UsageError, match="--decoder"):
+        load_initial(str(EXPORTED / "anime-32"), "fine")
+
+
 @pytest.mark.parametrize(
     "options",
     [["--init", "nowhere"], ["--init", str(EXPORTED / "anime-32"), "--image-size", "64"], ["--init", __file__]],

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from vae_runtime import latent
-from vae_train.config import PRESETS, TrainConfig
+from vae_train.config import TrainConfig, make_config
+from vae_train.engine.state import make_state
 from vae_train.errors import UsageError
 from vae_train.model import losses
-from vae_train.model.networks import VAE, Block, Decoder, Encoder, reparameterize
+from vae_train.model.layers import Block
+from vae_train.model.networks import VAE, Decoder, Encoder, reparameterize
+from vae_train.model.presets import PRESETS
 
 
 def layers(module: nn.Module, kind: type) -> list:
@@ -171,3 +174,19 @@ def test_the_fine_decoder_has_two_bottlenecks_and_channels_at_full_size() -> Non
     assert fine.eval().decoder(torch.zeros(2, 8)).shape == (2, 3, 64, 64)
     with pytest.raises(UsageError, match="--decoder"):
         TrainConfig(decoder="fine")
+
+
+@pytest.mark.parametrize(
+    ("settings", "seed", "expected"),
+    [
+        ({"preset": "classic"}, 0, 18408.042764),
+        ({"preset": "base"}, 0, 57102.218087),
+        ({"preset": "base", "decoder": "fine"}, 0, 58293.319585),
+        ({"preset": "base", "image_size": 96, "latent_dim": 7}, 3, 26201.673344),
+    ],
+)
+def test_the_first_weights_of_a_seed_stay(settings, seed, expected):
+    """The sum of their absolute values: a run can be repeated with a later version."""
+    model = make_state(make_config({**settings, "seed": seed}), torch.device("cpu")).model
+    total = sum(value.double().abs().sum().item() for value in model.state_dict().values())
+    assert total == pytest.approx(expected, rel=1e-8)

@@ -89,7 +89,7 @@ def train(
             if saved is not None:
                 restore(state, saved)
             elif config.init:
-                weights = load_initial(config.init)[1].state_dict()
+                weights = load_initial(config.init, config.decoder, config.seed)[1].state_dict()
                 state.model.load_state_dict(weights)
                 state.average.load_state_dict(weights)
             logger = None

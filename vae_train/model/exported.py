@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE, ModelConfig
 from vae_runtime.ort.verify import read_verified
+from vae_train.config import STRIDE
 from vae_train.errors import UsageError
 from vae_train.model.networks import VAE
+from vae_train.model.presets import BASE, FINE, PLAIN, PRESETS
 
 _FIRST_BLOCK = 3
 """Place of the first block in the decoder of `base`: behind the linear map, its shape and the first convolution."""
@@ -28,7 +30,12 @@ def load_exported(folder: Path) -> tuple[ModelConfig, VAE]:
     """
     config = ModelConfig.load(folder)
     encoder, decoder = (_parameters(folder / file, config.files[file]) for file in (ENCODER_FILE, DECODER_FILE))
-    decoder_kind = "fine" if _FINE_LAYER in decoder else "plain"
+    if config.preset not in PRESETS or config.image_size % STRIDE:
+        raise UsageError(
+            f"{folder}: a model of the preset {config.preset} with pictures of {config.image_size} pixels a side; "
+            f"expected one of {' or '.join(PRESETS)} and a multiple of {STRIDE}"
+        )
+    decoder_kind = FINE if _FINE_LAYER in decoder else PLAIN
     model = VAE(config.image_size, config.latent_dim, config.preset, decoder_kind, batch_norm=False)
     for network, parameters, file in ((model.encoder, encoder, ENCODER_FILE), (model.decoder, decoder, DECODER_FILE)):
         try:
@@ -48,11 +55,11 @@ def with_fine_decoder(model: VAE) -> VAE:
     the second one starts at nothing, and the last two layers at random: the result must be trained to draw like
     `model` before it is of use. model: of the preset base, with `batch_norm=False`; UsageError otherwise.
     """
-    if model.preset != "base":
+    if model.preset != BASE.name:
         raise UsageError(f"--decoder fine: only the preset base has it, this model is of {model.preset}")
-    if model.decoder_kind == "fine":
+    if model.decoder_kind == FINE:
         return model
-    fine = VAE(model.image_size, model.latent_dim, model.preset, "fine", batch_norm=False)
+    fine = VAE(model.image_size, model.latent_dim, model.preset, FINE, batch_norm=False)
     fine.encoder.load_state_dict(model.encoder.state_dict())
     old, new = list(model.decoder.layers), list(fine.decoder.layers)
     wide = old.pop(_FIRST_BLOCK)
