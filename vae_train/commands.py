@@ -34,11 +34,11 @@ EXPORTED = "exported"
 PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "filelock", "psutil", "sklearn", "tqdm", "matplotlib")
 
 
-def check_packages() -> None:
+def check_packages(who: str = "training needs") -> None:
     """Raise MissingPackageError in an installation that has the runtime only."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise MissingPackageError(
-            f"training needs packages that are not installed ({', '.join(missing)}): {install_command('train')}"
+            f"{who} packages that are not installed ({', '.join(missing)}): {install_command('train')}"
         )
 
 
