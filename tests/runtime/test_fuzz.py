@@ -24,6 +24,7 @@ SEED = int(os.environ.get("FUZZ_SEED") or secrets.randbits(32))
 COUNT = int(os.environ.get("FUZZ_COUNT") or 2000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pictures", "graphs", "configs"])
 def test_damaged_files_are_refused_or_read(kind):
     """No crash, no hang, no foreign exception; in a process of its own, so that a crash is seen as one."""
@@ -45,6 +46,7 @@ def vae(tiny):
 NUMBERS = st.one_of(hnp.floating_dtypes(), hnp.integer_dtypes(), hnp.boolean_dtypes(), hnp.complex_number_dtypes())
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None)
 @example(array=np.full(DIM, np.iinfo(np.int32).min, np.int32))
 @given(array=hnp.arrays(NUMBERS, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)))
@@ -61,6 +63,7 @@ def test_any_array_is_decoded_rightly_or_refused(vae, tiny, array):
         np.testing.assert_allclose(faces.astype(int), tiny.decode(plain).astype(int), atol=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(array=hnp.arrays(NUMBERS | st.just(np.dtype(np.uint8)), hnp.array_shapes(max_dims=4, min_side=0, max_side=9)))
 def test_any_array_is_a_picture_or_refused(vae, array):
@@ -73,7 +76,7 @@ def test_any_array_is_a_picture_or_refused(vae, array):
     assert mu.shape == logvar.shape == (count, DIM)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     array=hnp.arrays(np.float32, (6, DIM), elements=st.floats(-9, 9, width=32)),
     step=st.sampled_from([-1, 1, 2, 3]),

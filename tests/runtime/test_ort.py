@@ -42,7 +42,7 @@ def test_split():
     assert split(0, 4) == [slice(0, 0)]
 
 
-@pytest.mark.parametrize("model", [CLASSIC, None], ids=["classic", "bundled"])
+@pytest.mark.parametrize("model", [CLASSIC, pytest.param(None, marks=pytest.mark.slow)], ids=["classic", "bundled"])
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 63, 64, 65, 150])
 def test_all_ways_to_run_give_the_same_bits(model, count, rng):
     """Multi-threaded, single-threaded, sharded over two cores, row by row."""
@@ -90,6 +90,7 @@ def test_32_threads_of_300_calls_get_the_sequential_bits(classic, rng):
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_10000_calls_do_not_grow_the_memory(tiny):
     """In a process of its own: 200 calls to warm up, then 10,000; at most 10 MB more are resident."""
     code = f"""
@@ -187,7 +188,7 @@ os._exit(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.parametrize("locks", ["free", "held"])
+@pytest.mark.parametrize("locks", [pytest.param("free", marks=pytest.mark.slow), "held"])
 def test_a_child_that_is_forked_while_threads_run_can_run_in_threads(locks):
     """One of its threads opens the sessions, the others wait for it; locks that the parent held do not count."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(CLASSIC), locks]

@@ -237,6 +237,7 @@ def test_edit_by_a_file_of_directions(tmp_path, options, pictures, capsys):
         main(["edit", *pictures, "--direction", "smiel", "--directions", str(path), *options])
 
 
+@pytest.mark.slow
 def test_push_and_load_again(tmp_path, tiny, monkeypatch):
     """Through the real client, to a local stand-in of the Hub, and back from it."""
     (tmp_path / "hub").mkdir()

@@ -384,6 +384,7 @@ def test_additional_keys_of_this_format_are_accepted_and_newer_formats_refused(t
         VAE.load(folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub(tmp_path, tiny):
     """Through the real huggingface_hub client, against a local stand-in of the Hub's HTTP interface; then offline."""
     code = "from vae_runtime import VAE; print(VAE.load('hf:someone/tiny', device='cpu').config.name)"
