@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-ORDER, NOISE, HELD_OUT, MIRROR, KERNELS, SHIFT = range(6)
+ORDER, NOISE, HELD_OUT, MIRROR, KERNELS, SHIFT, REFINE = range(7)
 """The purposes. Their numbers decide what is drawn: append, never reorder."""
 
 

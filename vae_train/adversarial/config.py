@@ -1,0 +1,60 @@
+"""RefineConfig: the settings of a second stage, saved with its run beside those of the networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vae_train.errors import UsageError
+
+REFINE_FILE = "refine.json"
+
+
+def _number(default: float, help: str, low: float, high: float) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """What decides how the decoder is tuned. Defaults: the values with which the shipped models were made."""
+
+    images: int = _number(300_000, "new faces to draw in all", 1, 1_000_000_000)
+    batch_size: int = _number(16, "new faces a step, and as many real ones", 2, 4096)
+    learning_rate: float = _number(2e-4, "learning rate of the decoder's Adam", 1e-8, 1.0)
+    critic_rate: float = _number(5e-4, "learning rate of the critic's Adam", 1e-8, 1.0)
+    fidelity: float = _number(3000.0, "weight of the squared error of reconstructions", 0.0, 1e9)
+    features: float = _number(0.5, "weight of the feature distance of reconstructions", 0.0, 1e6)
+    average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
+    decay: float = _number(0.2, "last part of the pictures, over which the learning rates fall to a tenth", 0.0, 1.0)
+    side: int = _number(96, "side at which the feature network sees the pictures, a multiple of 32", 32, 512)
+    seed: int = _number(0, "seed of draws, pictures and noise", 0, 2**31 - 1)
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value, low, high = getattr(self, item.name), item.metadata["low"], item.metadata["high"]
+            if not (math.isfinite(value) and low <= value <= high):
+                raise UsageError(f"--{item.name.replace('_', '-')} {value}: expected {low:g} to {high:g}")
+        if self.side % 32:
+            raise UsageError(f"--side {self.side}: expected a multiple of 32")
+
+    def rate(self, images: int) -> float:
+        """The share of the learning rates at a point of the run: 1, then falling linearly to a tenth."""
+        left = (self.images - images) / (self.images * self.decay) if self.decay else 1.0
+        return 0.1 + 0.9 * min(1.0, max(0.0, left))
+
+    def to_json(self) -> str:
+        """The text of a run's refine.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def load(cls, run: Path) -> RefineConfig:
+        """The settings of an existing run; UsageError if they cannot be read."""
+        path = run / REFINE_FILE
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{path}: not the settings of a second stage of this version ({error})") from error
