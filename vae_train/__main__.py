@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from vae_runtime.cli.arguments import Parser, add_device, add_variant, integer, number, output, program, run
 from vae_runtime.config import NAME, VARIANTS
 from vae_train import commands
+from vae_train.adversarial.config import RefineConfig
 from vae_train.config import TrainConfig, option
 from vae_train.errors import UsageError
 from vae_train.model.presets import PRESETS
@@ -28,6 +29,7 @@ def build_parser() -> Parser:
     )
     parser = Parser(prog, "Train a VAE on faces, export it, measure it.", examples, default_verb="train")
     _add_train(parser, prog)
+    _add_refine(parser, prog)
     _add_export(parser)
     _add_evaluate(parser)
     _add_crop(parser)
@@ -56,6 +58,30 @@ def _add_train(parser: Parser, prog: str) -> None:
     where.add_argument("--out", type=Path, help="the run's folder (default: runs/PRESET-SOURCE)")
     where.add_argument("--resume", action="store_true", help="continue the run in --out with its settings")
     where.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")
+    add_device(verb)
+
+
+def _add_refine(parser: Parser, prog: str) -> None:
+    examples = (
+        f"{prog} refine exported/anime-64 --data my_faces/ --out runs/refined",
+        f"{prog} refine --out runs/refined --resume",
+    )
+    text = "tune the decoder until new faces look like faces: the adversarial second stage (extra: refine)"
+    verb = parser.add_verb(_TRAINING, "refine", text, commands.refine, examples)
+    help = "where to start: an exported folder, hf:owner/name, a run or one of its checkpoints"
+    verb.add_argument("model", nargs="?", metavar="RUN_OR_EXPORTED", help=help)
+    verb.add_argument("--data", action="append", metavar="SOURCE", help="pictures, as for training; required at first")
+    avatars = next(item for item in dataclasses.fields(TrainConfig) if item.name == "avatars")
+    help = "number of faces to draw, for --data avatars; as for training"
+    verb.add_argument("--avatars", type=_kind(avatars), default=avatars.default, metavar="N", help=help)
+    for item in dataclasses.fields(RefineConfig):
+        help = f"{item.metadata['help']} (default: {item.default:,})"
+        verb.add_argument(
+            option(item.name), type=_kind(item), default=argparse.SUPPRESS, metavar=item.name.upper(), help=help
+        )
+    where = verb.add_argument_group("where")
+    where.add_argument("--out", type=Path, help="the run's folder (default: runs/refined-MODEL)")
+    where.add_argument("--resume", action="store_true", help="continue the run in --out with its settings")
     add_device(verb)
 
 

@@ -6,6 +6,7 @@ Everything that can be wrong with a command line is found before torch is import
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -17,12 +18,14 @@ from vae_runtime.cli.arguments import EXIT_FAILURE, program
 from vae_runtime.config import CARD_FILE, ENCODER_FILE, INVERSE_FILE, ModelConfig
 from vae_runtime.hub import HUB_PREFIX
 from vae_runtime.install import install_command
+from vae_train.adversarial.config import RefineConfig
 from vae_train.config import (
     CONFIG_FILE,
     TrainConfig,
     absolute_sources,
     fine_tuning_length,
     make_config,
+    option,
     resumed_config,
 )
 from vae_train.data.labels import read_labels
@@ -101,6 +104,62 @@ def train(arguments: argparse.Namespace) -> int:
     print(f"graphs:  {exported}")
     print(f"try:     python -m vae_runtime sample --model {shlex.quote(str(exported))} -o samples.png")
     return 0
+
+
+def refine(arguments: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(arguments).items() if name not in ("verb", "do")}
+    model, sources, avatars, out, resume, device_name = (
+        given.pop(name) for name in ("model", "data", "avatars", "out", "resume", "device")
+    )
+    if resume:
+        if out is None or model is not None:
+            raise UsageError("refine --resume: needs --out, the run to continue, and no model")
+        check_run_folder(out, resume, (out / CONFIG_FILE).is_file())
+        folder, config, networks = out, resumed_refinement(out, given), TrainConfig.load(out)
+        if sources:
+            networks = dataclasses.replace(networks, data=absolute_sources(sources))
+    else:
+        if model is None or not sources:
+            raise UsageError("refine: needs a model to start from, and --data with pictures of faces")
+        folder = out or Path("runs", f"refined-{Path(model.removeprefix(HUB_PREFIX)).name}")
+        check_run_folder(folder, resume, (folder / CONFIG_FILE).is_file())
+        config = RefineConfig(**given)
+        networks = TrainConfig(data=absolute_sources(sources), avatars=avatars)
+    for source in networks.data:
+        check_source(source)
+    check_outside(folder, networks.data, "--out")
+
+    from vae_train.adversarial import refine as recipe
+    from vae_train.engine.device import choose_device, limit_threads
+    from vae_train.engine.run_folder import Interrupted
+
+    start = prior = None
+    if not resume:
+        networks, start, prior = recipe.load_start(model, networks)
+    device = choose_device(device_name)
+    limit_threads()
+    try:
+        recipe.refine(config, networks, start, prior, folder, device)
+    except Interrupted as stop:
+        again = f"{program('vae_train', 'anime-vae-train')} refine --out {shlex.quote(str(folder))} --resume"
+        print(f"{stop}; a checkpoint is saved, continue with: {again}", file=sys.stderr)
+        return stop.exit_status
+    again = f"{program('vae_train', 'anime-vae-train')} export {shlex.quote(str(folder))}"
+    print(f"new faces: {folder / 'figures' / 'new_faces'}\ngraphs:    {again}")
+    return 0
+
+
+def resumed_refinement(run: Path, given: dict[str, Any]) -> RefineConfig:
+    """The settings of the second stage in `run`, with more images if they are given; UsageError for other changes."""
+    saved = RefineConfig.load(run)
+    differing = [
+        f"{option(name)} {value} (the run has {getattr(saved, name)})"
+        for name, value in given.items()
+        if name != "images" and value != getattr(saved, name)
+    ]
+    if differing:
+        raise UsageError(f"--resume: {run} was made with other settings: {', '.join(differing)}")
+    return dataclasses.replace(saved, images=max(saved.images, given.get("images", saved.images)))
 
 
 def _new_config(given: dict[str, Any]) -> TrainConfig:

@@ -3,7 +3,7 @@ augmentation that real and drawn pictures pass on their way to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +56,10 @@ class Critic(nn.Module):
     """One light head for each scale of the projected features, and one for the pixels, which see what the feature
     network does not: single pixels out of line."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Sequence[int]) -> None:
+        """channels: of the feature network, from fine to coarse."""
         super().__init__()
+        self.projection = Projection(channels)
         fine, middle, coarse, coarsest = _MIXED
         self.heads = nn.ModuleList(
             [
@@ -69,9 +71,9 @@ class Critic(nn.Module):
             ]
         )
 
-    def forward(self, projected: Sequence[Tensor], image: Tensor) -> list[Tensor]:
-        """projected features of `Projection` and image (n, 3, S, S) in [0, 1] -> scores (n, 1, s, s) of each head"""
-        inputs = [*projected, image * 4 - 2]
+    def forward(self, standardized: Sequence[Tensor], image: Tensor) -> list[Tensor]:
+        """features by `Projection.standardize` and image (n, 3, S, S) in [0, 1] -> scores (n, 1, s, s) of each head"""
+        inputs = [*self.projection(standardized), image * 4 - 2]
         return [head(x) for head, x in zip(self.heads, inputs, strict=True)]
 
 
@@ -150,11 +152,12 @@ class _BufferList(nn.Module):
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.get_buffer(str(number)) for number in range(self._count))
+
     def __getitem__(self, number: int) -> Tensor:
-        if not 0 <= number < self._count:
-            raise IndexError(number)
         return self.get_buffer(str(number))
 
 
-def _buffers(tensors: object) -> _BufferList:
-    return _BufferList(list(tensors))  # type: ignore[call-overload]
+def _buffers(tensors: Iterable[Tensor]) -> _BufferList:
+    return _BufferList(list(tensors))

@@ -1,5 +1,5 @@
-"""The second stage, top to bottom: a projected GAN (Sauer et al. 2021) tunes the decoder of a trained VAE until draws of
-its prior decode to faces.
+"""The second stage, top to bottom: a projected GAN (Sauer et al. 2021) tunes the decoder of a trained VAE until draws
+of its prior decode to faces.
 
 The encoder, and with it every code and the prior, stays as it is. Each step draws new faces, which the critic tells
 from real ones, and reconstructs real faces from their codes, which keep their pictures by squared error and by features
@@ -24,8 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from vae_runtime.config import PRIOR_FILE
+from vae_runtime.config import ENCODER_FILE, PRIOR_FILE, ModelConfig
 from vae_runtime.figures import image_grid, save_png
+from vae_runtime.hub import HUB_PREFIX, resolve
+from vae_runtime.images import load_image
+from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Prior
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
@@ -37,25 +40,35 @@ from vae_train.engine.checkpoint import Checkpoint
 from vae_train.engine.device import choose_precision, describe_device
 from vae_train.engine.distributed import SINGLE_PROCESS
 from vae_train.engine.held_out import evaluate_held_out
+from vae_train.engine.initial import load_initial
 from vae_train.engine.logger import Logger, read_metrics
 from vae_train.engine.rng import REFINE, make_generator
-from vae_train.engine.run_folder import Interrupted, StopRequest, advise_on_memory, catch_signals, disk_may_refuse, lock_run
+from vae_train.engine.run_folder import (
+    Interrupted,
+    StopRequest,
+    advise_on_memory,
+    catch_signals,
+    disk_may_refuse,
+    lock_run,
+)
 from vae_train.engine.state import CHECKPOINTS, load_weights
 from vae_train.engine.train import describe_data, find_checkpoint
-from vae_train.errors import TrainingError
-from vae_train.export.fit_latents import fit_prior_to
+from vae_train.errors import TrainingError, UsageError
+from vae_train.export.fit_latents import fit_latents
 from vae_train.model.exported import with_fine_decoder
 from vae_train.model.figures import FIGURES
-from vae_train.model.networks import VAE, reparameterize
+from vae_train.model.networks import VAE, fold_batch_norm, reparameterize
 from vae_train.model.tensors import CHANNELS_LAST, to_pixels, to_unit
 
 SHEET = 36
 """New faces on the sheet that is drawn with each checkpoint, always of the same codes."""
+_COLUMNS = 6
 
 _POOL = 65_536  # draws of the prior at a time
 _POOL_USES = 4  # how often each of them is used, on average
 _IMITATION = 400  # steps in which a new decoder learns to draw like the old one
 _WARM_UP = 60  # steps in which the critic learns alone
+_BEFORE = 2**40  # numbers of steps for the random numbers of what happens before the first one
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
 
@@ -81,6 +94,38 @@ class State:
     """Time that this epoch's steps took so far."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a run has beside its state: everything here stays as it is."""
+
+    config: RefineConfig
+    network: FeatureNetwork
+    real: Tensor
+    """All training pictures, uint8 (N, 3, S, S), on the device."""
+    draws: Draws
+    mixed: bool
+    """Whether decoder and critic multiply in bfloat16."""
+
+    def generator(self, step: int) -> torch.Generator:
+        """The random numbers of a step."""
+        return make_generator(self.config.seed, REFINE, step, self.real.device)
+
+    def pictures(self, count: int, generator: torch.Generator) -> Tensor:
+        """Some training pictures, float32 (count, 3, S, S) in [0, 1]."""
+        return to_unit(self.real[_indices(len(self.real), count, generator)])
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """What the feature network finds in pictures of any size."""
+        side = self.config.side
+        if image.shape[-1] != side:
+            image = functional.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
+        return self.network(image)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of decoder and critic."""
+        return torch.autocast(self.real.device.type, torch.bfloat16, enabled=self.mixed)
+
+
 class Draws:
     """Codes of the prior, drawn many at a time: which ones a step gets depends on its number and the seed alone."""
 
@@ -103,191 +148,209 @@ def refine(
     """Tune the decoder until `config.images` new faces were drawn; return the faces it was trained on.
 
     networks: the settings of the networks and of the pictures. start: the model to begin with, BatchNorm folded away;
-    None to continue the run in `run`. prior: of the codes; fitted to the training pictures if None.
+    None to continue the run in `run`. prior: of the codes; fitted to those of the training pictures if None.
     Writes into `run` what the first stage writes, so that `export` and `evaluate` take it as any run, and refine.json,
     prior.npz and sheets of new faces. Raises UsageError when another process works in `run`, TrainingError when the
     losses diverge, DataError and CheckpointError; Interrupted after a signal, when a checkpoint is saved.
     """
-    precision = choose_precision(networks.precision, device)
-    networks = dataclasses.replace(networks, precision=precision)
-    with lock_run(run, SINGLE_PROCESS):
+    networks = dataclasses.replace(networks, precision=choose_precision(networks.precision, device))
+    mixed, warned = networks.precision == "bfloat16", set[Path]()
+    with lock_run(run, SINGLE_PROCESS), catch_signals(SINGLE_PROCESS) as stop, advise_on_memory(networks, device):
         saved = find_checkpoint(run, SINGLE_PROCESS) if start is None else None
         faces = load_faces(networks.data, networks.image_size, networks.avatars, networks.seed)
         faces.check_trainable(config.batch_size)
         held_out = faces.held_out()
         data = describe_data(faces, held_out, saved, run)
-        real = torch.from_numpy(faces.pixels[~held_out]).to(device)
         test = torch.from_numpy(faces.pixels[held_out]).to(device)
+        if start is None:
+            prior = Prior.load(run / PRIOR_FILE)
+        elif prior is None:
+            prior, _, _ = fit_latents(start, faces, mirrored=True)
+        network = FeatureNetwork("lite0", torch.bfloat16 if mixed else torch.float32).to(device)
+        real = torch.from_numpy(faces.pixels[~held_out]).to(device)
+        setup = Setup(config, network, real, Draws(prior, config, device), mixed)
+        state = make_state(setup, networks, start)
+        if saved is not None:
+            restore(state, saved)
+        elif start is not None:
+            calibrate(state, setup)
+            imitate(state, start.to(device).eval(), setup)
+            prior.save(run / PRIOR_FILE)
+        checkpoint.write(run / CONFIG_FILE, networks.to_json().encode())
+        checkpoint.write(run / REFINE_FILE, config.to_json().encode())
 
-        with catch_signals(SINGLE_PROCESS) as stop, advise_on_memory(networks, device):
-            if start is None:
-                prior = Prior.from_bytes((run / PRIOR_FILE).read_bytes(), str(run / PRIOR_FILE))
-            elif prior is None:
-                prior = fit_prior_to(start, faces)
-            draws = Draws(prior, config, device)
-            network = FeatureNetwork("lite0", torch.bfloat16 if precision == "bfloat16" else torch.float32).to(device)
-            state = make_state(config, networks, start, network, device)
-            if saved is not None:
-                restore(state, saved)
-            elif start is not None:
-                network_start = start.to(device).eval()
-                projection_scale(state, network, real, config)
-                imitate(state, network_start, real, draws, config, networks)
-                prior.save(run / PRIOR_FILE)
-            checkpoint.write(run / CONFIG_FILE, networks.to_json().encode())
-            checkpoint.write(run / REFINE_FILE, config.to_json().encode())
-            steps = -(-config.images // config.batch_size)
-            epoch = max(1, len(real) // config.batch_size)
-            logger = Logger(run, [line for line in read_metrics(run) if line["epoch"] <= state.step // epoch], False)
-            sheet = torch.from_numpy(prior.sample(SHEET, rng=0)).to(device)
-            with _bar(state, config, steps) as bar:
-                while state.step < steps:
-                    end = min(steps, (state.step // epoch + 1) * epoch)
-                    try:
-                        train_until(end, state, network, real, draws, config, networks, bar, stop)
-                    except Interrupted:
-                        save(state, epoch, data, run)
-                        raise
-                    record = close_epoch(state, epoch, config)
-                    figures = evaluate_held_out(state.average, test, networks)
-                    record |= {"device": describe_device(device)}
-                    logger.add(record | {f"held_out_{name}": value for name, value in figures.items()})
+        steps, epoch = -(-config.images // config.batch_size), max(1, len(real) // config.batch_size)
+        logger = Logger(run, [line for line in read_metrics(run) if line["epoch"] <= state.step // epoch], False)
+        codes = torch.from_numpy(prior.sample(SHEET, rng=0)).to(device)
+        with make_bar(state, config, steps) as bar:
+            while state.step < steps:
+                try:
+                    train_until(min(steps, (state.step // epoch + 1) * epoch), state, setup, bar, stop)
+                except Interrupted:
                     save(state, epoch, data, run)
-                    with disk_may_refuse(run / FIGURES, set()):
-                        draw_sheet(state, sheet, run)
-                    bar.write(_describe(logger.records[-1]))
-            logger.close()
+                    raise
+                record = close_epoch(state, epoch, config) | {"device": describe_device(device)}
+                figures = evaluate_held_out(state.average, test, networks)
+                logger.add(record | {f"held_out_{name}": value for name, value in figures.items()})
+                save(state, epoch, data, run)
+                with disk_may_refuse(run / FIGURES, warned):
+                    draw_sheet(state, codes, run)
+                bar.write(describe(logger.records[-1]))
+        logger.close()
         return faces
 
 
-def train_until(
-    end: int,
-    state: State,
-    network: FeatureNetwork,
-    real: Tensor,
-    draws: Draws,
-    config: RefineConfig,
-    networks: TrainConfig,
-    bar: tqdm[Any],
-    stop: StopRequest,
-) -> None:
+def load_start(model: str, networks: TrainConfig) -> tuple[TrainConfig, VAE, Prior | None]:
+    """The settings, the networks without BatchNorm, and the prior if there is one, of what a second stage starts from.
+
+    model: an exported folder, "hf:owner/name", a run or one of its checkpoints. networks: gives the pictures.
+    """
+    settings, start = load_initial(model)
+    if settings["preset"] != "base":
+        raise UsageError(f"refine: {model} is of the preset {settings['preset']}, only base has a decoder to tune")
+    fold_batch_norm(start)
+    settings |= {"decoder": "fine", "batch_norm": False}
+    return dataclasses.replace(networks, flip=True, **settings), start, exported_prior(model)
+
+
+def exported_prior(model: str) -> Prior | None:
+    """The prior of an exported model; None for a run, or where the model has none."""
+    folder = resolve(model) if model.startswith(HUB_PREFIX) else Path(model)
+    if not (folder / ENCODER_FILE).is_file():
+        return None
+    files = ModelConfig.load(folder).files
+    if PRIOR_FILE not in files:
+        return None
+    return Prior.from_bytes(read_verified(folder / PRIOR_FILE, files[PRIOR_FILE]), str(folder / PRIOR_FILE))
+
+
+def train_until(end: int, state: State, setup: Setup, bar: tqdm[Any], stop: StopRequest) -> None:
     """Steps up to number `end`. Raises Interrupted after the step in which `stop` received a signal."""
     started = looked = time.monotonic()
     while state.step < end:
-        train_step(state, network, real, draws, config, networks)
-        bar.update(config.batch_size)
+        train_step(state, setup)
+        bar.update(setup.config.batch_size)
         if time.monotonic() - looked > _UPDATE_INTERVAL:
             looked = time.monotonic()
-            bar.set_postfix_str(", ".join(f"{name} {value:.2f}" for name, value in means(state).items() if "_loss" in name))
+            bar.set_postfix_str(f"critic {means(state)['critic_loss']:.2f}", refresh=False)
         if stop.signal_number:
             state.seconds += time.monotonic() - started
             raise Interrupted(stop.signal_number)
     state.seconds += time.monotonic() - started
 
 
-def train_step(
-    state: State, network: FeatureNetwork, real: Tensor, draws: Draws, config: RefineConfig, networks: TrainConfig
-) -> None:
-    """One step of the critic, then one of the decoder; the first `_WARM_UP` steps are the critic's alone.
-
-    real: all training pictures, uint8 (N, 3, S, S).
-    """
-    generator = make_generator(config.seed, REFINE, state.step, real.device)
-    size, mixed = config.batch_size, networks.precision == "bfloat16"
-    faces = to_unit(real[_indices(len(real), size, generator)])
-    kept = to_unit(real[_indices(len(real), size // 2, generator)])
+def train_step(state: State, setup: Setup) -> None:
+    """One step of the critic, then one of the decoder; the first `_WARM_UP` steps are the critic's alone."""
+    config, generator = setup.config, setup.generator(state.step)
+    set_rates(state, config)
+    real, kept = setup.pictures(config.batch_size, generator), setup.pictures(config.batch_size // 2, generator)
     kept = torch.where(_uniform(len(kept), generator)[:, None, None, None] < 0.5, kept.flip(3), kept)
-    rate = config.rate(state.step * size)
-    _set_rates(state, config, rate)
+    codes = torch.cat([setup.draws(state.step, generator), posterior(state.model, kept, generator)])
+    with setup.autocast():
+        drawn, reconstructed = state.model.decoder(codes).split([config.batch_size, len(kept)])
 
-    with torch.autocast(real.device.type, torch.bfloat16, enabled=mixed):
-        with torch.no_grad():
-            mu, logvar = state.model.encoder(kept)
-            eps = torch.randn(mu.shape, generator=generator, device=real.device)
-        codes = torch.cat([draws(state.step, generator), reparameterize(mu, logvar, eps)])
-        drawn, reconstructed = state.model.decoder(codes).split([size, len(kept)])
-    shown, faces = augment(drawn, generator), augment(faces, generator)
-    drawn_features = state.critic.standardize(_features(network, shown, config))
+    scale = state.critic.projection.standardize
+    drawn, real = augment(drawn, generator), augment(real, generator)
+    drawn_features = scale(setup.features(drawn))
     with torch.no_grad():
-        real_features = state.critic.standardize(_features(network, faces, config))
-
-    with torch.autocast(real.device.type, torch.bfloat16, enabled=mixed):
-        state.critic.requires_grad_(True)
-        real_scores = state.critic(real_features, faces)
-        drawn_scores = state.critic([feature.detach() for feature in drawn_features], shown.detach())
-        loss = critic_loss(real_scores, drawn_scores)
+        real_features = scale(setup.features(real))
+    state.critic.requires_grad_(True)
+    with setup.autocast():
+        real_scores = state.critic(real_features, real)
+        drawn_scores = state.critic([feature.detach() for feature in drawn_features], drawn.detach())
+    loss = critic_loss(real_scores, drawn_scores)
     state.critic_optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.critic_optimizer.step()
     state.critic.requires_grad_(False)
-    losses = [loss, loss.new_zeros(()), *loss.new_zeros(2), _mean(real_scores), _mean(drawn_scores)]
 
+    adversarial = error = distance = torch.zeros((), device=loss.device)
     if state.step >= _WARM_UP:
-        with torch.autocast(real.device.type, torch.bfloat16, enabled=mixed):
-            adversarial = generator_loss(state.critic(drawn_features, shown))
-        error = (reconstructed - kept).square().mean()
-        distance = error.new_zeros(())
+        with setup.autocast():
+            adversarial = generator_loss(state.critic(drawn_features, drawn))
+        error = functional.mse_loss(reconstructed, kept)
         if config.features and state.step % 2 == 0:  # every other step, with twice the weight
             with torch.no_grad():
-                wanted = state.critic.standardize(_features(network, kept, config))
-            found = state.critic.standardize(_features(network, reconstructed, config))
-            distance = 2 * torch.stack([functional.mse_loss(f, w) for f, w in zip(found, wanted, strict=True)]).sum()
-        total = adversarial + config.fidelity * error + config.features * distance
+                wanted = scale(setup.features(kept))
+            distance = 2 * feature_distance(scale(setup.features(reconstructed)), wanted)
         state.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        (adversarial + config.fidelity * error + config.features * distance).backward()
         state.optimizer.step()
-        _update_average(state, config)
-        losses[1:4] = [adversarial, error, distance]
-    state.sums += torch.stack([*[value.detach().double() for value in losses], state.sums.new_ones(())])
+        update_average(state, config)
+    noted = [loss, adversarial, error, distance, _mean(real_scores), _mean(drawn_scores), torch.ones_like(loss)]
+    state.sums += torch.stack([value.detach().double() for value in noted])
     state.step += 1
 
 
-def make_state(
-    config: RefineConfig, networks: TrainConfig, start: VAE | None, network: FeatureNetwork, device: torch.device
-) -> State:
+@torch.no_grad()
+def posterior(model: VAE, image: Tensor, generator: torch.Generator) -> Tensor:
+    """One z ~ q(z|x) of each picture: (n, 3, S, S) -> (n, latent_dim)"""
+    mu, logvar = model.encoder(image)
+    return reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator, device=mu.device))
+
+
+def feature_distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """Mean squared differences of standardized features, summed over the scales."""
+    return torch.stack([functional.mse_loss(f, w) for f, w in zip(found, wanted, strict=True)]).sum()
+
+
+def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     """The networks, their averages and their optimizers; Adam without momentum, as the paper has it."""
+    config, device = setup.config, setup.real.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
-        critic = Critic(network.channels)
+        critic = Critic(setup.network.channels)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     model.eval().encoder.requires_grad_(False)
     optimizer = torch.optim.Adam(model.decoder.parameters(), config.learning_rate, betas=(0.0, 0.99))
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
-    return State(model, copy.deepcopy(model).requires_grad_(False), critic, optimizer, critic_optimizer, sums)
+    average = copy.deepcopy(model).requires_grad_(False)
+    return State(model, average, critic, optimizer, critic_optimizer, sums)
 
 
 @torch.no_grad()
-def projection_scale(state: State, network: FeatureNetwork, real: Tensor, config: RefineConfig) -> None:
+def calibrate(state: State, setup: Setup) -> None:
     """Measure the scale of each feature on some real pictures."""
-    generator = make_generator(config.seed, REFINE, 2**32 - 1, real.device)
-    chosen = to_unit(real[:: max(1, len(real) // _CALIBRATION)][:_CALIBRATION])
-    state.critic.calibrate(_features(network, augment(chosen, generator), config))
+    chosen = setup.real[:: max(1, len(setup.real) // _CALIBRATION)][:_CALIBRATION]
+    state.critic.projection.calibrate(setup.features(augment(to_unit(chosen), setup.generator(_BEFORE))))
 
 
-def imitate(
-    state: State, start: VAE, real: Tensor, draws: Draws, config: RefineConfig, networks: TrainConfig
-) -> None:
-    """Teach a decoder of another kind than `start` has to draw like it; nothing to do if they are of one kind."""
+def imitate(state: State, start: VAE, setup: Setup) -> None:
+    """Teach a decoder of another kind than that of `start` to draw like it; nothing to do if they are of one kind."""
     if start.decoder_kind == state.model.decoder_kind:
         return
     optimizer = torch.optim.Adam(state.model.decoder.parameters(), 1e-3, betas=(0.9, 0.99))
     for step in tqdm(range(_IMITATION), desc="imitating the decoder as it was", unit="step", disable=None):
-        generator = make_generator(config.seed, REFINE, 2**32 + step, real.device)
+        generator = setup.generator(_BEFORE + 1 + step)
         optimizer.param_groups[0]["lr"] = 1e-3 * (1.01 - step / _IMITATION)
-        with torch.no_grad(), torch.autocast(real.device.type, torch.bfloat16, enabled=networks.precision == "bfloat16"):
-            mu, logvar = start.encoder(to_unit(real[_indices(len(real), config.batch_size // 2, generator)]))
-            eps = torch.randn(mu.shape, generator=generator, device=real.device)
-            codes = torch.cat([draws(0, generator), reparameterize(mu, logvar, eps)])
-            wanted = start.decoder(codes)
-        with torch.autocast(real.device.type, torch.bfloat16, enabled=networks.precision == "bfloat16"):
+        kept = setup.pictures(setup.config.batch_size // 2, generator)
+        codes = torch.cat([setup.draws(0, generator), posterior(start, kept, generator)])
+        with setup.autocast():
+            with torch.no_grad():
+                wanted = start.decoder(codes)
             error = functional.mse_loss(state.model.decoder(codes), wanted)
         optimizer.zero_grad(set_to_none=True)
         error.backward()
         optimizer.step()
     state.average.load_state_dict(state.model.state_dict())
+
+
+def set_rates(state: State, config: RefineConfig) -> None:
+    """Set the learning rates of this step."""
+    share = config.rate(state.step * config.batch_size)
+    state.optimizer.param_groups[0]["lr"] = config.learning_rate * share
+    state.critic_optimizer.param_groups[0]["lr"] = config.critic_rate * share
+
+
+@torch.no_grad()
+def update_average(state: State, config: RefineConfig) -> None:
+    """Mix the newest weights of the decoder into their average; the first steps count more."""
+    kept = min(0.5 ** (config.batch_size / config.average), (state.step + 1) / (state.step + 10))
+    averages, newest = state.average.decoder.parameters(), state.model.decoder.parameters()
+    torch._foreach_lerp_(list(averages), list(newest), 1 - kept)
 
 
 def save(state: State, epoch: int, data: dict[str, Any], run: Path) -> None:
@@ -352,33 +415,36 @@ def close_epoch(state: State, epoch: int, config: RefineConfig) -> dict[str, Any
 
 @torch.no_grad()
 def draw_sheet(state: State, codes: Tensor, run: Path) -> None:
-    """New faces of the same codes at each checkpoint, and the first of each sheet below each other as progress.png."""
-    sheets = run / FIGURES / "new_faces"
-    sheets.mkdir(parents=True, exist_ok=True)
-    faces = to_pixels(state.average.decoder(codes))
-    save_png(image_grid(faces, columns=6), sheets / f"{state.step:09d}.png")
-    rows = run / FIGURES / "progress.npy"
-    first = faces[None, :8]
-    progress = np.concatenate([np.load(rows), first]) if rows.exists() else first
-    np.save(rows, progress)
-    save_png(image_grid(progress.reshape(-1, *faces.shape[1:]), columns=8), run / FIGURES / "progress.png")
+    """New faces of the same codes at each checkpoint; progress.png has the first row of each sheet."""
+    folder = run / FIGURES / "new_faces"
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = image_grid(to_pixels(state.average.decoder(codes)), columns=_COLUMNS)
+    save_png(sheet, folder / f"{state.step:09d}.png")
+    height = len(sheet) // (len(codes) // _COLUMNS)
+    rows = [load_image(path)[0][:height] for path in sorted(folder.glob("*.png"))]
+    save_png(np.concatenate(rows), run / FIGURES / "progress.png")
 
 
-def _features(network: FeatureNetwork, image: Tensor, config: RefineConfig) -> list[Tensor]:
-    if image.shape[-1] != config.side:
-        image = functional.interpolate(image, size=(config.side, config.side), mode="bilinear", align_corners=False)
-    return network(image)
+def make_bar(state: State, config: RefineConfig, steps: int) -> tqdm[Any]:
+    """The progress bar; rarely updated where it goes into a log file."""
+    interactive = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(
+        total=steps * config.batch_size,
+        initial=state.step * config.batch_size,
+        unit="img",
+        unit_scale=True,
+        mininterval=0.2 if interactive else 10.0,
+        disable=sys.stderr is None,
+    )
 
 
-def _set_rates(state: State, config: RefineConfig, rate: float) -> None:
-    state.optimizer.param_groups[0]["lr"] = config.learning_rate * rate
-    state.critic_optimizer.param_groups[0]["lr"] = config.critic_rate * rate
-
-
-@torch.no_grad()
-def _update_average(state: State, config: RefineConfig) -> None:
-    share = 1 - min(0.5 ** (config.batch_size / config.average), (state.step + 1) / (state.step + 10))
-    torch._foreach_lerp_(list(state.average.decoder.parameters()), list(state.model.decoder.parameters()), share)
+def describe(record: dict[str, Any]) -> str:
+    """A line about an epoch."""
+    return (
+        f"{record['images']:,d} new faces: critic {record['train_critic_loss']:.2f}, held out "
+        f"{record['held_out_psnr']:.2f} dB, {record['held_out_bits_per_dim']:.3f} bits/dim; "
+        f"{record['images_per_second']:.0f} images/s"
+    )
 
 
 def _parts(state: State) -> dict[str, nn.Module]:
@@ -398,24 +464,4 @@ def _uniform(size: int, generator: torch.Generator) -> Tensor:
 
 
 def _mean(scores: list[Tensor]) -> Tensor:
-    return torch.stack([score.float().mean() for score in scores]).mean()
-
-
-def _bar(state: State, config: RefineConfig, steps: int) -> tqdm[Any]:
-    interactive = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
-        total=steps * config.batch_size,
-        initial=state.step * config.batch_size,
-        unit="img",
-        unit_scale=True,
-        mininterval=0.2 if interactive else 10.0,
-        disable=sys.stderr is None,
-    )
-
-
-def _describe(record: dict[str, Any]) -> str:
-    return (
-        f"{record['images']:9,d} new faces: critic {record['train_critic_loss']:.2f}, held out "
-        f"{record['held_out_psnr']:.2f} dB, {record['held_out_bits_per_dim']:.3f} bits/dim; "
-        f"{record['images_per_second']:.0f} images/s"
-    )
+    return torch.stack([score.detach().float().mean() for score in scores]).mean()

