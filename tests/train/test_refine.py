@@ -17,6 +17,7 @@ from vae_runtime.config import PRIOR_FILE
 from vae_runtime.prior import Prior
 from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
+from vae_train.adversarial.refine import nyquist_excess  # noqa: E402
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
 from vae_train.config import TrainConfig
@@ -112,6 +113,16 @@ def test_losses_are_those_of_the_papers():
     assert critic_loss(real, drawn) == pytest.approx((0 + 0.5) / 2 + (0 + 1) / 2)
     assert generator_loss(drawn) == pytest.approx(1.5)
     assert generator_loss([*drawn, *drawn]) == pytest.approx(3)
+
+
+def test_only_an_excess_of_alternating_pixels_counts():
+    smooth = torch.full((2, 3, 16, 16), 0.5)
+    sign = 1 - 2 * (torch.arange(16) % 2).float()
+    rows, board = smooth + 0.1 * sign[:, None], smooth + 0.1 * sign[:, None] * sign
+    assert nyquist_excess(smooth, rows) == 0
+    assert nyquist_excess(board, board) == 0
+    for pattern in (rows, board):  # one of three waves, of power 0.01
+        assert nyquist_excess(pattern, smooth) == pytest.approx(np.log(0.01 / 1e-9) ** 2, rel=1e-3)
 
 
 def test_the_projection_is_fixed_and_in_unit_scale():

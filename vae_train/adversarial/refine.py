@@ -119,7 +119,8 @@ class Setup:
         side = self.config.side
         if image.shape[-1] != side:
             image = functional.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
-        return self.network(image)
+        found: list[Tensor] = self.network(image)
+        return found
 
     def autocast(self) -> torch.autocast:
         """The precision of decoder and critic."""
@@ -165,7 +166,7 @@ def refine(
         if start is None:
             prior = Prior.load(run / PRIOR_FILE)
         elif prior is None:
-            prior, _, _ = fit_latents(start, faces, mirrored=True)
+            prior = fit_latents(start, faces, mirrored=True)[0]
         network = FeatureNetwork("lite0", torch.bfloat16 if mixed else torch.float32).to(device)
         real = torch.from_numpy(faces.pixels[~held_out]).to(device)
         setup = Setup(config, network, real, Draws(prior, config, device), mixed)
@@ -250,6 +251,7 @@ def train_step(state: State, setup: Setup) -> None:
         drawn, reconstructed = state.model.decoder(codes).split([config.batch_size, len(kept)])
 
     scale = state.critic.projection.standardize
+    plain, real_plain = drawn, real
     drawn, real = augment(drawn, generator), augment(real, generator)
     drawn_features = scale(setup.features(drawn))
     with torch.no_grad():
@@ -273,8 +275,10 @@ def train_step(state: State, setup: Setup) -> None:
             with torch.no_grad():
                 wanted = scale(setup.features(kept))
             distance = 2 * feature_distance(scale(setup.features(reconstructed)), wanted)
+        excess = nyquist_excess(plain, real_plain)
         state.optimizer.zero_grad(set_to_none=True)
-        (adversarial + config.fidelity * error + config.features * distance).backward()
+        kept_loss = config.fidelity * error + config.features * distance
+        (adversarial + kept_loss + config.spectrum * excess).backward()
         state.optimizer.step()
         update_average(state, config)
     noted = [loss, adversarial, error, distance, _mean(real_scores), _mean(drawn_scores), torch.ones_like(loss)]
@@ -292,6 +296,23 @@ def posterior(model: VAE, image: Tensor, generator: torch.Generator) -> Tensor:
 def feature_distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
     """Mean squared differences of standardized features, summed over the scales."""
     return torch.stack([functional.mse_loss(f, w) for f, w in zip(found, wanted, strict=True)]).sum()
+
+
+def nyquist_excess(drawn: Tensor, real: Tensor) -> Tensor:
+    """How much more power drawn pictures have than real ones at the highest frequencies, where patterns alternate from
+    pixel to pixel: along columns, along rows, and both. Squared logarithms of the ratios, where they are above 1.
+
+    Decoders that double the size produce such patterns, which the feature network hardly sees (Durall, Keuper & Keuper,
+    "Watch your up-convolution", 2020). drawn, real: (n, 3, S, S)
+    """
+    signs = 1 - 2 * (torch.arange(drawn.shape[-1], device=drawn.device) % 2).float()
+    down, across = signs[:, None], signs[None]
+
+    def power(image: Tensor) -> Tensor:
+        waves = [functional.avg_pool2d(image.float() * sign, 8).square().mean() for sign in (down, across, down * across)]
+        return torch.log(torch.stack(waves) + 1e-9)
+
+    return functional.relu(power(drawn) - power(real).detach()).square().sum()
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
