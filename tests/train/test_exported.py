@@ -53,6 +53,7 @@ def test_folding_keeps_answers_and_names():
         after = model(image, eps)
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert all(parameter.requires_grad for parameter in model.parameters())
     assert model.state_dict().keys() == VAE(64, 16, "base", "fine", batch_norm=False).state_dict().keys()
 
 

@@ -17,9 +17,9 @@ from vae_runtime.config import PRIOR_FILE
 from vae_runtime.prior import Prior
 from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
-from vae_train.adversarial.refine import nyquist_excess  # noqa: E402
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
+from vae_train.adversarial.refine import nyquist_excess
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
 from vae_train.engine.run_folder import Interrupted

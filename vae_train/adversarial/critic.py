@@ -3,6 +3,7 @@ augmentation that real and drawn pictures pass on their way to it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -24,7 +25,8 @@ class Projection(nn.Module):
         generator = torch.Generator().manual_seed(_MIXING_SEED)
 
         def random_map(outputs: int, inputs: int) -> Tensor:
-            return torch.randn(outputs, inputs, 1, 1, generator=generator) / inputs**0.5
+            values = torch.randn(outputs, inputs, 1, 1, generator=generator)
+            return values / math.sqrt(inputs)
 
         self.across_channels = _buffers(map(random_map, _MIXED, channels))
         self.across_scales = _buffers(map(random_map, _MIXED[:-1], _MIXED[1:]))

@@ -138,7 +138,7 @@ class FeatureNetwork(nn.Module):
         return self._run(self(image)[-1], self._head).float().mean((2, 3))
 
     def _normalized(self, image: Tensor) -> Tensor:
-        x = (image - self.mean) / self.std
+        x = (image - self.get_buffer("mean")) / self.get_buffer("std")
         return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def _run(self, x: Tensor, number: int) -> Tensor:

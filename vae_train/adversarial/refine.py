@@ -166,7 +166,7 @@ def refine(
         if start is None:
             prior = Prior.load(run / PRIOR_FILE)
         elif prior is None:
-            prior = fit_latents(start, faces, mirrored=True)[0]
+            prior = fit_latents(start, faces, mirrored=True).prior
         network = FeatureNetwork("lite0", torch.bfloat16 if mixed else torch.float32).to(device)
         real = torch.from_numpy(faces.pixels[~held_out]).to(device)
         setup = Setup(config, network, real, Draws(prior, config, device), mixed)
@@ -309,7 +309,9 @@ def nyquist_excess(drawn: Tensor, real: Tensor) -> Tensor:
     down, across = signs[:, None], signs[None]
 
     def power(image: Tensor) -> Tensor:
-        waves = [functional.avg_pool2d(image.float() * sign, 8).square().mean() for sign in (down, across, down * across)]
+        waves = [
+            functional.avg_pool2d(image.float() * sign, 8).square().mean() for sign in (down, across, down * across)
+        ]
         return torch.log(torch.stack(waves) + 1e-9)
 
     return functional.relu(power(drawn) - power(real).detach()).square().sum()

@@ -82,6 +82,7 @@ def fold_batch_norm(module: nn.Module) -> None:
             if isinstance(norm, nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
                 part[number] = fuse_conv_bn_eval(before, norm, isinstance(before, nn.ConvTranspose2d))
                 part[number + 1] = nn.Identity()
+    module.requires_grad_(True)  # biases that were none come out of the folding as constants
 
 
 class VAE(nn.Module):
