@@ -61,7 +61,7 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
     _vendor(out / "vendor", engine)
     first = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm.gz")
     shared = sum((out / "vendor" / name).stat().st_size for name in first)
-    index = []
+    index: list[dict[str, str | int]] = []
     for folder in folders:
         with VAE.load(folder, device="cpu") as vae:
             target = out / "models" / vae.config.name

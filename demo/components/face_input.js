@@ -12,16 +12,16 @@ const parts = animeVAE.face('', label);
 picture.append(...parts);
 stage.append(file, hint, picture);
 const buttons = make('div', { className: 'buttons' });
-const action = (text, name, run) => {
+const action = (text, run) => {
   const button = make('button', { type: 'button', textContent: text });
-  button.setAttribute('aria-label', `${label}: ${name}`);
+  button.setAttribute('aria-label', `${text}: ${label}`);
   button.addEventListener('click', run);
   buttons.append(button);
   return button;
 };
-const choose = action('Choose', 'choose a picture', () => file.click());
-const camera = action('Camera', 'take a picture', photograph);
-const remove = action('Remove', 'remove the picture', () => set(null));
+const choose = action('Choose', () => file.click());
+const camera = action('Camera', photograph);
+const remove = action('Remove', () => set(null));
 const wrong = make('p', { className: 'wrong' });
 wrong.setAttribute('role', 'alert');
 root.append(make('span', { className: 'name', textContent: label }), stage, buttons, wrong);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import gradio as gr
@@ -11,7 +12,7 @@ from starlette.middleware import Middleware
 from demo.components.widget import FOLDER as COMPONENTS
 from demo.server.body_limit import BodyLimit
 from demo.server.rate_limit import RateLimit
-from vae_runtime import InputError
+from vae_runtime import InputError, RuntimeMissingError
 
 CSS_FILE = Path(__file__).with_name("style.css")
 ENLARGE_FILE = Path(__file__).parents[1] / "web" / "enlarge.js"
@@ -79,15 +80,17 @@ def serve(
     machine served, nothing fetched, no share link. Behind proxies, $FORWARDED_ALLOW_IPS names those whose
     X-Forwarded-For is believed. mcp: offer the endpoints as tools of the Model Context Protocol, too.
 
-    Raises InputError for a port that cannot be listened on.
+    Raises InputError for a port that cannot be listened on, RuntimeMissingError for `mcp` without its package.
     """
     check_port(host, port)
+    if mcp and find_spec("mcp") is None:
+        raise RuntimeMissingError('--mcp needs the package mcp; pip install "gradio[mcp]"')
     middleware = [Middleware(BodyLimit)] + ([Middleware(RateLimit, rate=rate)] if rate else [])
     _, address, _ = demo.launch(
         server_name=host,
         server_port=port,
-        prevent_thread_lock=not wait,
-        quiet=not wait,
+        prevent_thread_lock=True,
+        quiet=True,
         theme=theme(),
         css_paths=CSS_FILE,
         head=head(),
@@ -104,4 +107,8 @@ def serve(
         pwa=False,
         app_kwargs={"middleware": middleware},
     )
+    if wait:
+        tools = f" (MCP: {address}gradio_api/mcp/)" if mcp else ""
+        print(f"The page is at {address}{tools}; Ctrl-C ends it", flush=True)
+        demo.block_thread()
     return str(address)

@@ -47,19 +47,19 @@ def about(service: Service) -> str:
     }
     rows |= {name.replace("_", " ").capitalize(): f"{value:g}" for name, value in config.metrics.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"""### How it works
+    return f"""## How it works
 
 A variational autoencoder is two small networks. The encoder turns a face into a short list of numbers, its code; the
 decoder draws a face from any code. Similar faces have codes that are close, so what lies between two codes is a face,
 too.
 
-### Limits
+## Limits
 
 The model knows faces like those it was trained on, cropped and centered as they were; anything else comes back as such
 a face. Fine detail is soft. It is made for pictures, not for recognizing or judging people. Pictures that you give are
 used for your answer and are not kept. Favorites stay in your browser.
 
-### The model
+## The model
 
 | | |
 |---|---|

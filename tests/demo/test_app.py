@@ -19,6 +19,7 @@ from PIL import Image
 from demo.app import build_demo
 from demo.components import FaceGrid
 from demo.components.data_uri import from_uri, picture_from_uri, read_picture, to_uri
+from demo.components.face_input import reduce
 from tests.demo.load import crowd
 from vae_runtime import ImageError, InputError, save_png
 from vae_runtime.hub import bundled_model
@@ -262,6 +263,15 @@ def test_large_pictures_are_reduced_as_soon_as_they_are_read(rng):
     with pytest.raises(ImageError, match="8 MB"):
         picture_from_uri(uri)
     assert read_picture(file.getvalue()).shape == (512, 512, 3)
+
+
+@pytest.mark.parametrize(
+    "payload", [None, 7, [], {}, "", "x", "/etc/passwd", "data:image/png;base64,%%%", tall(30_000), ["x"] * 3]
+)
+def test_what_the_browser_could_not_read_is_read_or_refused_in_a_sentence(payload):
+    found = reduce(payload)
+    assert list(found) == ["error"]
+    assert not leaks(found["error"])
 
 
 def test_a_body_beyond_the_limit_is_not_read(address):

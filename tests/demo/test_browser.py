@@ -133,7 +133,7 @@ def test_picked_faces_go_to_another_tab(page, address, services):
     page.locator("#sample-faces-to-interpolate").click()
     wait_until(page, "#interpolate-square", service.square(faces[[2, 5, 7, 9]]))
     wait_until(page, "#interpolate-strip", service.blend(faces[[2, 5, 7, 9]]))
-    page.get_by_role("button", name="Face 2: remove the picture").click()
+    page.get_by_role("button", name="Remove: Face 2").click()
     wait_until(page, "#interpolate-strip", service.blend(faces[[2, 7, 9]]))
 
 
@@ -147,7 +147,7 @@ def test_without_a_pick_the_page_says_what_to_do(page, address):
 def test_an_uploaded_picture_is_reconstructed(page, address, vaes, tmp_path):
     face = vaes[0].sample(1, rng=77)[0]
     open_tab(page, address, "reconstruct")
-    page.get_by_role("button", name="Your picture: remove").click()
+    page.get_by_role("button", name="Remove: Your picture").click()
     page.get_by_text("Give a picture").wait_for()
     upload(page, "#reconstruct-in", save_png(face, tmp_path / "me.png"))
     wait_until(page, "#reconstruct-out", np.stack([vaes[0].reconstruct(face)[0], face]))
@@ -206,7 +206,7 @@ def test_a_format_that_only_the_server_reads_goes_through_it(page, address, vaes
 def test_a_picture_of_the_camera_is_reconstructed(page, address, vaes):
     open_tab(page, address, "reconstruct")
     page.locator("#reconstruct-out .pair").wait_for()
-    page.get_by_role("button", name="Your picture: take a picture").click()
+    page.get_by_role("button", name="Camera: Your picture").click()
     page.wait_for_function("document.querySelector('#reconstruct-in video')?.videoWidth > 0")
     page.get_by_role("button", name="Take the picture").click()
     page.locator("#reconstruct-in video").wait_for(state="detached")

@@ -129,7 +129,7 @@ def test_a_stroke_hides_and_what_it_hides_is_painted_anew(page, address, vaes, t
     face = vaes[0].sample(1, rng=32)[0]
     size = vaes[0].image_size
     open_tab(page, address, "inpaint")
-    page.get_by_role("button", name="remove the picture").locator("visible=true").click()
+    page.get_by_role("button", name="Remove: Another face").click()
     page.get_by_text("Give a face, then paint").wait_for()
     page.locator("#inpaint-in input[type=file]").set_input_files(save_png(face, tmp_path / "me.png"))
     wait_until(page, "#inpaint-paint", face[None])
