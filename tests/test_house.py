@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import tomllib
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -179,17 +178,13 @@ vae.interpolate(*vae.sample(2, rng=0))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_wheel_holds_the_default_model_and_stays_below_20_mb():
-    """Its graphs in float32 and all that they need; neither the smaller variants nor the pictures of its card."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+def test_the_default_model_fits_into_a_wheel_of_24_mb():
+    """What tests/test_packaging.py builds; measured here without building."""
     folder = bundled_model()
-    assert {Path(path).parent for path in included} == {folder.relative_to(ROOT)}
-    assert all(place == f"vae_runtime/{path}" for path, place in included.items())
     variants = {file for variant in VARIANTS for file in graph_files(variant)}
     needed = {*ModelConfig.load(folder).files, "config.json", "README.md"} - variants
-    assert {Path(path).name for path in included} == needed
-    assert sum(len(zlib.compress((folder / file).read_bytes())) for file in needed) < 19.5e6
+    assert not [file for file in needed if not (folder / file).is_file()]
+    assert sum(len(zlib.compress((folder / file).read_bytes())) for file in needed) < 23.5e6
 
 
 def test_no_path_of_a_machine_is_published():

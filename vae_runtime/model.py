@@ -462,7 +462,7 @@ class VAE:
     def nearest(
         self, images: Images, count: int = 5, metric: Metric = "euclidean"
     ) -> tuple[list[list[str]], Pixels, NDArray[np.float64]]:
-        """The known faces most similar to each picture, nearest first: names [n][count], their pictures uint8
+        """The known faces most similar to each picture, nearest first: `count` names each, their pictures uint8
         (n, count, S, S, 3) as this model decodes them, and distances (n, count) between the codes.
 
         The known faces are `VAE.neighbors`; InputError if the model has none. For faces of your own use

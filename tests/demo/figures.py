@@ -1,4 +1,4 @@
-"""The README's figures of the demo, and its picture: python -m tests.demo.figures [--app] [--static] [--picture FILE]
+"""The docs' figures of the demo, and its picture: python -m tests.demo.figures [--app] [--static] [--picture FILE]
 
 --app: seconds from the command to the first faces in a browser, and milliseconds from a slider's move to the new face.
 --static: frames a second while the face of the page without a server is dragged, without WebGPU. --picture: that page.

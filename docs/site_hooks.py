@@ -1,0 +1,37 @@
+"""Hooks of mkdocs: the command-line reference is what --help prints, and links to the repository become addresses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+MARKER = "<!-- every verb -->"
+PACKAGES = ("vae_runtime", "vae_train", "benchmarks")
+OUTSIDE = re.compile(
+    r"\]\(((?:\.\./)+)((?:examples|exported|vae_runtime|vae_train|benchmarks|demo|tests|[A-Z]+\.md)[^)]*)\)"
+)
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Fill in the command line, and point links that leave docs/ to the repository."""
+    if MARKER in markdown:
+        markdown = markdown.replace(MARKER, "\n".join(command_line()))
+    return OUTSIDE.sub(rf"]({config['repo_url']}/blob/HEAD/\2)", markdown)
+
+
+def command_line() -> Iterator[str]:
+    """Markdown with the help of each verb of each package."""
+    os.environ["COLUMNS"] = "100"
+    for package in PACKAGES:
+        parser = __import__(f"{package}.__main__", fromlist=["build_parser"]).build_parser()
+        parser.prog = f"python -m {package}"
+        yield from section(2, parser.prog, parser.format_help())
+        for name, verb in parser.verbs.items():
+            yield from section(3, f"{package} {name}", verb.format_help())
+
+
+def section(level: int, title: str, text: str) -> Iterator[str]:
+    yield f"{'#' * level} {title}\n"
+    yield f"```text\n{text.rstrip()}\n```\n"
