@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from vae_runtime.cli.arguments import Parser, add_device, add_variant, integer, number, output, program, run
 from vae_runtime.config import NAME, VARIANTS
 from vae_train import commands
-from vae_train.adversarial.config import RefineConfig
+from vae_train.adversarial.config import numbers
 from vae_train.config import TrainConfig, option
 from vae_train.errors import UsageError
 from vae_train.model.presets import PRESETS
@@ -74,7 +74,7 @@ def _add_refine(parser: Parser, prog: str) -> None:
     avatars = next(item for item in dataclasses.fields(TrainConfig) if item.name == "avatars")
     help = "number of faces to draw, for --data avatars; as for training"
     verb.add_argument("--avatars", type=_kind(avatars), default=avatars.default, metavar="N", help=help)
-    for item in dataclasses.fields(RefineConfig):
+    for item in numbers():
         help = f"{item.metadata['help']} (default: {item.default:,})"
         verb.add_argument(
             option(item.name), type=_kind(item), default=argparse.SUPPRESS, metavar=item.name.upper(), help=help

@@ -123,7 +123,7 @@ def refine(arguments: argparse.Namespace) -> int:
             raise UsageError("refine: needs a model to start from, and --data with pictures of faces")
         folder = out or Path("runs", f"refined-{Path(model.removeprefix(HUB_PREFIX)).name}")
         check_run_folder(folder, resume, (folder / CONFIG_FILE).is_file())
-        config = RefineConfig(**given)
+        config = RefineConfig(start=Path(model.removeprefix(HUB_PREFIX)).name, **given)
         networks = TrainConfig(data=absolute_sources(sources), avatars=avatars)
     for source in networks.data:
         check_source(source)

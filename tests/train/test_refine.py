@@ -26,6 +26,7 @@ from vae_train.engine.run_folder import Interrupted
 from vae_train.engine.runs import load_run
 from vae_train.engine.state import CHECKPOINTS
 from vae_train.errors import UsageError
+from vae_train.export.model_card import refine_command
 from vae_train.model.networks import VAE, fold_batch_norm
 
 CPU = torch.device("cpu")
@@ -200,3 +201,9 @@ def test_bad_command_lines_touch_nothing(arguments, tmp_path, monkeypatch, capsy
 def test_settings_out_of_range_are_named():
     with pytest.raises(UsageError, match="--batch-size"):
         RefineConfig(batch_size=1)
+
+
+def test_the_card_of_a_second_stage_names_its_command():
+    config = RefineConfig(start="anime-64", images=1000, fidelity=5.0)
+    command = refine_command(config, "a.zip + my faces.zip")
+    assert command == "refine anime-64 --data a.zip --data 'my faces.zip' --images 1000 --fidelity 5"

@@ -22,6 +22,7 @@ def _number(default: float, help: str, low: float, high: float) -> Any:
 class RefineConfig:
     """What decides how the decoder is tuned. Defaults: the values with which the shipped models were made."""
 
+    start: str = field(default="", metadata={"help": "name of the model that the run began with"})
     images: int = _number(300_000, "new faces to draw in all", 1, 1_000_000_000)
     batch_size: int = _number(16, "new faces a step, and as many real ones", 2, 4096)
     learning_rate: float = _number(2e-4, "learning rate of the decoder's Adam", 1e-8, 1.0)
@@ -35,7 +36,7 @@ class RefineConfig:
     seed: int = _number(0, "seed of draws, pictures and noise", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
+        for item in numbers():
             value, low, high = getattr(self, item.name), item.metadata["low"], item.metadata["high"]
             if not (math.isfinite(value) and low <= value <= high):
                 raise UsageError(f"--{item.name.replace('_', '-')} {value}: expected {low:g} to {high:g}")
@@ -59,3 +60,8 @@ class RefineConfig:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"{path}: not the settings of a second stage of this version ({error})") from error
+
+
+def numbers() -> list[dataclasses.Field[Any]]:
+    """The settings that the command line takes."""
+    return [item for item in dataclasses.fields(RefineConfig) if "low" in item.metadata]

@@ -36,6 +36,8 @@ from vae_runtime.config import (
 from vae_runtime.directions import Neighbors
 from vae_runtime.errors import VAEError
 from vae_runtime.files import write_atomically
+from vae_runtime.prior import Prior
+from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.config import TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.data.sources import AVATARS
@@ -88,13 +90,18 @@ def export(
         ModelConfig(**fields, files=files).save(folder)
         check_parity(model, folder)
         if faces:
-            written = [*write_fitted(model, config, faces, folder), *write_neighbors(model, config, faces, folder)]
+            kept = Prior.load(run / PRIOR_FILE) if (run / PRIOR_FILE).is_file() else None
+            written = [
+                *write_fitted(model, config, faces, folder, kept),
+                *write_neighbors(model, config, faces, folder),
+            ]
             files |= {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in written}
             ModelConfig(**fields, files=files).save(folder)
         model_config = write_golden(folder)
         draw_card(folder)
+        refined = RefineConfig.load(run) if (run / REFINE_FILE).is_file() else None
         spent = training_time(_records(run, saved), model_config.training_data.count)
-        write_atomically(folder / CARD_FILE, model_card(model_config, config, folder, spent, statements))
+        write_atomically(folder / CARD_FILE, model_card(model_config, config, folder, spent, statements, refined))
         if faces and variants:
             if costs := write_variants(folder, faces, variants):
                 print(as_table(costs))
@@ -125,9 +132,12 @@ def write_graphs(model: VAE, fields: dict[str, Any], folder: Path) -> dict[str, 
     return digests | {INVERSE_FILE: write_inverse(folder)}
 
 
-def write_fitted(model: VAE, config: TrainConfig, faces: Faces, folder: Path) -> list[str]:
-    """Write the prior, the directions and the attributes into `folder`; the names of the files."""
-    prior, directions, attributes, scores = fit_latents(model, faces, config.flip)
+def write_fitted(model: VAE, config: TrainConfig, faces: Faces, folder: Path, kept: Prior | None = None) -> list[str]:
+    """Write the prior, the directions and the attributes into `folder`; the names of the files.
+
+    kept: the prior of a second stage, whose draws the decoder was tuned on.
+    """
+    prior, directions, attributes, scores = fit_latents(model, faces, config.flip, kept)
     shown = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())
     print(f"prior: {prior.kind}; log density of held-out codes in nats: {shown}", file=sys.stderr)
     if len(faces) < FEW_PICTURES:

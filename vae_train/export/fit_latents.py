@@ -223,8 +223,10 @@ class Fitted(NamedTuple):
     """Of `fit_prior`."""
 
 
-def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> Fitted:
+def fit_latents(network: VAE, faces: Faces, mirrored: bool = False, prior: Prior | None = None) -> Fitted:
     """The prior, the directions and the attributes for a network and the source that it was trained on.
+
+    prior: one to keep, such as that of a second stage; by default, the best of those fitted here.
 
     mirrored: whether it was trained on mirrored pictures, too; a flow, which would overfit otherwise, is then fitted to
     the codes of both. A flow is not tried where the best mixture hardly improves on N(0, I). Fits run on one thread:
@@ -241,6 +243,8 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False) -> Fitted:
     with single_thread():
         attributes = fit_attributes(train.mu, labels, test.mu, others)
         directions = fit_directions(train, pixels, labels, measure_hair=is_drawn)
+        if prior is not None:
+            return Fitted(prior, directions, attributes, {"kept": float(prior.log_prob(draw(test)).mean())})
         prior, scores = fit_prior(train, test)
     gain = max(scores.values()) - scores["unit"]
     if len(pixels) >= _FLOW_CODES and gain >= _FLOW_GAIN and network.latent_dim > 1:  # a coupling splits a code in two

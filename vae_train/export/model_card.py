@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from vae_runtime.errors import ModelFileError
 from vae_runtime.files import write_atomically
 from vae_runtime.hub import HUB_PREFIX
 from vae_runtime.prior import Prior
+from vae_train.adversarial.config import RefineConfig, numbers
 from vae_train.config import TrainConfig, make_config, option
 from vae_train.data.sources import AVATARS
 
@@ -54,9 +56,17 @@ NO_STATEMENTS = Statements()
 
 
 def model_card(
-    config: ModelConfig, trained: TrainConfig, folder: Path, spent: str, statements: Statements = NO_STATEMENTS
+    config: ModelConfig,
+    trained: TrainConfig,
+    folder: Path,
+    spent: str,
+    statements: Statements = NO_STATEMENTS,
+    refined: RefineConfig | None = None,
 ) -> str:
-    """The text for the export in `folder`. spent: of `training_time`. statements: of the owner."""
+    """The text for the export in `folder`.
+
+    spent: of `training_time`. statements: of the owner. refined: the settings of the second stage, if there was one.
+    """
     data, size = config.training_data, config.image_size
     pictures = (
         "The faces were drawn by [python_avatars](https://pypi.org/project/python-avatars/) (MIT) and are free to use."
@@ -102,9 +112,9 @@ faces = vae.sample(16, rng=0)
 {terms} {f"Training took {spent}. " if spent else ""}The command:
 
 ```bash
-python -m vae_train {command(trained, data.name)}
+python -m vae_train {command(trained, data.name) if refined is None else refine_command(refined, data.name)}
 ```
-
+{_SECOND_STAGE if refined else ""}
 ## Figures
 
 On the held-out 5 % of the same source, at the end of training. Nats are per image: the sum of squared errors, or a
@@ -120,6 +130,28 @@ nearest such image. Fine detail is soft, because a reconstruction averages over 
 inherits the biases of its training data: what that shows often, samples show often. It is not suited to recognize or
 to judge people.
 """
+
+
+_SECOND_STAGE = """
+This is the second stage: a projected GAN (Sauer et al. 2021) tuned the decoder on draws of the prior, so that new faces
+look like faces. The encoder and the codes are those of the model that it began with, and reconstructions lose some
+fidelity to what that model had.
+"""
+
+
+def refine_command(refined: RefineConfig, data: str) -> str:
+    """The command of a second stage, with the settings that differ from the defaults."""
+    changed = [
+        f"{option(item.name)} {getattr(refined, item.name):g}"
+        for item in numbers()
+        if item.name == "images" or getattr(refined, item.name) != item.default
+    ]
+    return f"refine {shlex.quote(refined.start)} {_sources(data)} {' '.join(changed)}"
+
+
+def _sources(data: str) -> str:
+    """--data for each of the sources that the name of a set joins."""
+    return " ".join(f"--data {shlex.quote(source)}" for source in data.split(" + "))
 
 
 def _learned(config: ModelConfig, folder: Path) -> str:
@@ -162,12 +194,14 @@ def command(trained: TrainConfig, data: str) -> str:
     preset = make_config({"preset": trained.preset})
     words = [f"--preset {trained.preset}"] if trained.preset != TrainConfig.preset else []
     for item in dataclasses.fields(trained):
-        value = getattr(trained, item.name) if item.name != "data" else data
+        value = getattr(trained, item.name)
         if item.name == "init" and not value.startswith(HUB_PREFIX):
             value = Path(value).name  # not where it lay on this machine
-        if isinstance(value, bool) and value != getattr(preset, item.name):
+        if item.name == "data":
+            words.append(_sources(data))
+        elif isinstance(value, bool) and value != getattr(preset, item.name):
             words.append(option(item.name) if value else option(f"no_{item.name}"))
-        elif item.name in ("data", "epochs", "seed") or value != getattr(preset, item.name):
+        elif item.name in ("epochs", "seed") or value != getattr(preset, item.name):
             words.append(f"{option(item.name)} {value}")
     return " ".join(words)
 
