@@ -14,6 +14,7 @@ from vae_runtime.cli.arguments import (
     UsageError,
     add_device,
     add_variant,
+    check_inputs_stay,
     existing_file,
     existing_path,
     integer,
@@ -272,6 +273,7 @@ def main(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DeviceWarning)
         try:
+            check_inputs_stay(parsed)
             status = do(parsed)
         except UsageError as error:
             parser.error(str(error))

@@ -26,6 +26,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.open("xb").close()
         yield temporary
         temporary.replace(target)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the caller knows
     finally:
         temporary.unlink(missing_ok=True)
 

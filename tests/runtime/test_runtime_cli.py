@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -235,6 +236,48 @@ def test_edit_by_a_file_of_directions(tmp_path, options, pictures, capsys):
     np.testing.assert_array_equal(read(tmp_path / "smile.png"), read(tmp_path / "z1.png"))
     with pytest.raises(InputError, match="did you mean 'smile'"):
         main(["edit", *pictures, "--direction", "smiel", "--directions", str(path), *options])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reconstruct", "{0}", "-o", "{0}"],
+        ["reconstruct", "{1}", "{0}", "-o", "{link}"],
+        ["interpolate", "{1}", "{0}", "-o", "{0}"],
+        ["inpaint", "{1}", "--mask", "{0}", "-o", "{0}"],
+    ],
+)
+def test_an_input_is_never_replaced(tmp_path, options, pictures, words, capsys):
+    link = tmp_path / "link.png"
+    link.symlink_to(pictures[0])
+    before = [(tmp_path / path).read_bytes() for path in pictures]
+    with pytest.raises(SystemExit) as caught:
+        main([*(word.format(*pictures, link=link) for word in words), *options])
+    assert caught.value.code == 2
+    assert "--output" in capsys.readouterr().err
+    assert [(tmp_path / path).read_bytes() for path in pictures] == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
+def test_pipes_are_said_and_stay(tmp_path, options, capsys):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    for words in (["reconstruct", str(pipe)], ["sample", "-n", "1", "-o", str(pipe)]):
+        with pytest.raises(SystemExit):
+            main([*words, *options])
+        error = capsys.readouterr().err
+        assert str(pipe) in error
+        assert "no such file" not in error
+    assert pipe.is_fifo()
+
+
+def test_names_cannot_command_the_terminal(tmp_path, options, pictures, capsys):
+    bad = tmp_path / "new\nline\x1b[31m.png"
+    bad.write_bytes(b"no picture")
+    main(["encode", pictures[0], str(bad), "-o", str(tmp_path / "codes.npy"), *options])
+    error = capsys.readouterr().err
+    assert "new\\nline\\x1b[31m.png" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -118,12 +118,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and exit with 2."""
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 
 def _section(title: str, lines: Sequence[str]) -> str:
     return "\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else ""
+
+
+def one_line(text: str) -> str:
+    """The text on one line: what a file name may hold, but a terminal would obey, is escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def program(module: str, script: str) -> str:
@@ -178,6 +183,8 @@ def output(*endings: str) -> Callable[[str], Path]:
             raise argparse.ArgumentTypeError(f"{path.parent} is not a folder; create it first")
         if path.is_dir():
             raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file")
+        if path.exists() and not path.is_file():
+            raise argparse.ArgumentTypeError(f"{text} is not a regular file; give a new name")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise argparse.ArgumentTypeError(f"{text} cannot be written: permission denied")
         return path
@@ -187,18 +194,36 @@ def output(*endings: str) -> Callable[[str], Path]:
 
 def existing_file(text: str) -> str:
     """An argparse type: the path of a file that exists."""
-    if Path(text).is_dir():
+    path = Path(existing_path(text, "file"))
+    if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file")
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is a pipe or a device, expected a file; save it as one first")
     return text
 
 
-def existing_path(text: str) -> str:
+def existing_path(text: str, kind: str = "file or folder") -> str:
     """An argparse type: the path of a file or a folder that exists."""
+    if not text:
+        raise argparse.ArgumentTypeError(f"got an empty text, expected the name of a {kind}")
     if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+        raise argparse.ArgumentTypeError(f"{text}: no such {kind}")
     return text
+
+
+_INPUTS = ("images", "image", "a", "b", "mask", "codes", "directions", "prior")
+
+
+def check_inputs_stay(parsed: argparse.Namespace) -> None:
+    """Raise UsageError if the file to write is one of those to read."""
+    output: Path | None = getattr(parsed, "output", None)
+    if output is None or not output.exists():
+        return
+    for name in _INPUTS:
+        given = getattr(parsed, name, None) or ()
+        for path in [given] if isinstance(given, str) else given:
+            if Path(path).exists() and output.samefile(path):
+                raise UsageError(f"--output {output}: would replace the input {path}; choose another name")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +275,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     except BrokenPipeError:
         status = EXIT_FAILURE
     except (VAEError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = EXIT_FAILURE
     raise SystemExit(_flush() or status)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vae_runtime import latent, latent_analysis
 from vae_runtime.cli import diagnostics
-from vae_runtime.cli.arguments import EXIT_FAILURE, UsageError, progress
+from vae_runtime.cli.arguments import EXIT_FAILURE, UsageError, one_line, progress
 from vae_runtime.config import CARD_FILE, CONFIG_FILE, PRIOR_FILE, VARIANTS, ModelConfig, graph_files
 from vae_runtime.directions import Directions
 from vae_runtime.errors import ImageError, InputError, VAEError
@@ -189,6 +189,10 @@ def edit(arguments: argparse.Namespace) -> None:
 def _direction(arguments: argparse.Namespace, vae: VAE) -> NDArray[np.floating]:
     """The vector that --direction names, in the file of --directions first; without a name, the first there is."""
     own = Directions.load(arguments.directions) if arguments.directions else None
+    if own is not None and own.vectors.shape[1] != vae.latent_dim:
+        raise InputError(
+            f"{arguments.directions}: for codes of {own.vectors.shape[1]} numbers, this model has {vae.latent_dim}"
+        )
     known = own or vae.directions
     name = arguments.direction or (known.names[0] if known is not None else _most_active_latent(vae))
     models = vae.directions.names if vae.directions is not None else ()
@@ -318,7 +322,7 @@ def _codes_file(arguments: argparse.Namespace, vae: VAE, resume: bool = False) -
 def _report(left_out: Sequence[str]) -> None:
     """Name the files that were left out, the first of many."""
     for sentence in left_out[:_SHOWN]:
-        print(f"note: left out {sentence}", file=sys.stderr)
+        print(f"note: left out {one_line(sentence)}", file=sys.stderr)
     if len(left_out) > _SHOWN:
         print(f"note: left out {len(left_out) - _SHOWN} more", file=sys.stderr)
 
