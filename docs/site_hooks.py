@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 MARKER = "<!-- every verb -->"
-PACKAGES = ("vae_runtime", "vae_train", "benchmarks")
+PARSERS = {
+    "vae_runtime": "vae_runtime.__main__",
+    "vae_train": "vae_train.__main__",
+    "benchmarks": "benchmarks.commands",
+}
 OUTSIDE = re.compile(
     r"\]\(((?:\.\./)+)((?:examples|exported|vae_runtime|vae_train|benchmarks|demo|tests|[A-Z]+\.md)[^)]*)\)"
 )
@@ -24,8 +29,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def command_line() -> Iterator[str]:
     """Markdown with the help of each verb of each package."""
     os.environ["COLUMNS"] = "100"
-    for package in PACKAGES:
-        parser = __import__(f"{package}.__main__", fromlist=["build_parser"]).build_parser()
+    for package, module in PARSERS.items():
+        parser = importlib.import_module(module).build_parser()
         parser.prog = f"python -m {package}"
         yield from section(2, parser.prog, parser.format_help())
         for name, verb in parser.verbs.items():
