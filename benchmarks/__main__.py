@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks parity | inference | training | gpu."""
+"""The command line: python -m benchmarks parity | inference | training | refine | gpu."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import gpu, inference, parity, runtimes, training
+from benchmarks import gpu, inference, parity, runtimes, second_stage, training
 from vae_runtime import VAE, ModelFileError
 from vae_runtime.cli.arguments import (
     EXIT_FAILURE,
@@ -28,7 +28,7 @@ from vae_runtime.hub import resolve
 from vae_runtime.ort.devices import usable_cores
 from vae_train.config import make_config
 from vae_train.data.sources import AVATARS, check_source
-from vae_train.engine.device import choose_device
+from vae_train.engine.device import choose_device, describe_device
 from vae_train.errors import UsageError
 from vae_train.export.model_card import write_section
 from vae_train.model.presets import PRESETS
@@ -67,6 +67,9 @@ def build_parser() -> Parser:
     verb.add_argument("--data", default=AVATARS, help="as for training")
     verb.add_argument("--preset", choices=tuple(PRESETS), help="default: each of them")
     verb.add_argument("--seconds", type=number(1, 600), default=15.0, help="time for each loop")
+    add_device(verb)
+    verb = parser.add_verb(_GROUP, "refine", "speed of the second stage, and where its time goes", run_refine)
+    verb.add_argument("--repeats", type=integer(1, 10_000), default=20, help="steps, of which the median is shown")
     add_device(verb)
     text = "all of it on one device, and the second stage of training; each result is kept at once"
     verb = parser.add_verb(_GROUP, "gpu", text, run_gpu)
@@ -134,6 +137,11 @@ def run_training(arguments: argparse.Namespace) -> None:
         config = make_config({"data": (arguments.data,), "preset": preset, "sharpness": 0.0})
         rows, ceiling = training.measure(config, str(device), arguments.seconds)
         print(training.as_table(rows, ceiling, training.describe_machine(config, device)), end="\n\n", flush=True)
+
+
+def run_refine(arguments: argparse.Namespace) -> None:
+    device = choose_device(arguments.device)
+    print(f"{describe_device(device)}\n\n{second_stage.as_table(second_stage.measure(device, arguments.repeats))}")
 
 
 def run_gpu(arguments: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ SETTINGS = RefineConfig(images=12, batch_size=2, average=8, side=32, decay=0.5)
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(recipe, "_WARM_UP", 1)
+    monkeypatch.setattr(recipe, "WARM_UP", 1)
     monkeypatch.setattr(recipe, "_IMITATION", 2)
     monkeypatch.setattr(recipe, "_POOL", 8)
 

@@ -63,11 +63,12 @@ from vae_train.model.tensors import CHANNELS_LAST, to_pixels, to_unit
 SHEET = 36
 """New faces on the sheet that is drawn with each checkpoint, always of the same codes."""
 _COLUMNS = 6
+WARM_UP = 60
+"""First steps of a run, in which the critic learns alone."""
 
 _POOL = 65_536  # draws of the prior at a time
 _POOL_USES = 4  # how often each of them is used, on average
 _IMITATION = 400  # steps in which a new decoder learns to draw like the old one
-_WARM_UP = 60  # steps in which the critic learns alone
 _BEFORE = 2**40  # numbers of steps for the random numbers of what happens before the first one
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
@@ -241,7 +242,7 @@ def train_until(end: int, state: State, setup: Setup, bar: tqdm[Any], stop: Stop
 
 
 def train_step(state: State, setup: Setup) -> None:
-    """One step of the critic, then one of the decoder; the first `_WARM_UP` steps are the critic's alone."""
+    """One step of the critic, then one of the decoder; the first `WARM_UP` steps are the critic's alone."""
     config, generator = setup.config, setup.generator(state.step)
     set_rates(state, config)
     real, kept = setup.pictures(config.batch_size, generator), setup.pictures(config.batch_size // 2, generator)
@@ -267,7 +268,7 @@ def train_step(state: State, setup: Setup) -> None:
     state.critic.requires_grad_(False)
 
     adversarial = error = distance = torch.zeros((), device=loss.device)
-    if state.step >= _WARM_UP:
+    if state.step >= WARM_UP:
         with setup.autocast():
             adversarial = generator_loss(state.critic(drawn_features, drawn))
         error = functional.mse_loss(reconstructed, kept)
