@@ -21,7 +21,7 @@ from vae_train.export.export import export
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["mse", "gaussian"])
+@pytest.fixture(scope="module", params=["mse", pytest.param("gaussian", marks=pytest.mark.slow)])
 def run(faces_zip, tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = TrainConfig(data=str(faces_zip), epochs=2, batch_size=50, latent_dim=16, likelihood=request.param)

@@ -109,12 +109,14 @@ def test_nothing_of_this_machine_is_inside(exported):
             assert text not in data.replace(b"python", b""), f"{path.name} holds {text.decode()}"
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes(run, exported, tmp_path):
     export(run, tmp_path / "elsewhere")
     for name in FILES:
         assert (tmp_path / "elsewhere" / name).read_bytes() == (exported / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_one_checkpoint_can_be_exported(run, tmp_path):
     first = min((run / CHECKPOINTS).glob("*.safetensors"))
     config = export(first, tmp_path / "first", name="first-epoch")
@@ -123,6 +125,7 @@ def test_one_checkpoint_can_be_exported(run, tmp_path):
     assert config.model_id != export(run, tmp_path / "last").model_id
 
 
+@pytest.mark.slow
 def test_an_export_is_replaced_whole(run, exported, tmp_path):
     out = tmp_path / "model"
     shutil.copytree(exported, out)
@@ -132,6 +135,7 @@ def test_an_export_is_replaced_whole(run, exported, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_is_not_published(run, tmp_path, monkeypatch):
     out = tmp_path / "model"
     real = exporting.to_onnx
@@ -149,6 +153,7 @@ def test_a_graph_that_differs_is_not_published(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_middle_leaves_the_old_export(run, exported, tmp_path, monkeypatch):
     out = tmp_path / "model"
     shutil.copytree(exported, out)
@@ -204,6 +209,7 @@ def test_a_diverged_run_is_not_published_and_named(exported, torch_model, part):
         check_parity(torch_model, exported)
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_is_not_published(run, tmp_path, monkeypatch):
     """A slope of 1 where the LeakyRelu has 0.2: only the comparison with autograd can see it."""
     monkeypatch.setitem(inverse.RULES, "LeakyRelu", lambda pass_, node, upstream: [(node.input[0], upstream)])
@@ -246,6 +252,7 @@ def test_the_card(exported):
             assert picture.width > 500
 
 
+@pytest.mark.slow
 def test_the_card_states_what_the_owner_states(run, tmp_path):
     options = ["--license", "apache-2.0", "--data-license", "CC0 1.0", "--tag", "anime", "--tag", "cats"]
     assert main(["export", str(run), "--out", str(tmp_path / "model"), *options]) == 0
@@ -263,6 +270,7 @@ def test_the_time_on_the_card():
     assert card.training_time([{"images_per_second": 10.0}], 1000) == ""
 
 
+@pytest.mark.slow
 def test_avatars_come_with_known_faces_and_named_directions(tmp_path, monkeypatch):
     monkeypatch.setenv("ANIME_VAE_CACHE", str(tmp_path / "cache"))
     config = TrainConfig(avatars=120, epochs=1, batch_size=50, latent_dim=16, seed=3)
@@ -280,6 +288,7 @@ def test_avatars_come_with_known_faces_and_named_directions(tmp_path, monkeypatc
     assert "free to use" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_base_is_as_portable_as_classic(faces_zip, tmp_path):
     """BatchNorm folded away, the parity gate passed, both graphs together at most 16 MB."""
     config = make_config({"data": str(faces_zip), "preset": "base", "epochs": 1, "batch_size": 50})

@@ -120,6 +120,7 @@ def test_damaged_newer_checkpoints_do_not_push_out_the_one_just_written(tmp_path
     assert len(damaged) == 3
 
 
+@pytest.mark.slow
 def test_a_run_resumes_where_its_data_has_moved(faces_zip, config, tmp_path, monkeypatch):
     """The content decides: a renamed archive is given anew; the stored path holds from another working folder."""
     old, new, run = tmp_path / "old.zip", tmp_path / "new" / "other.zip", tmp_path / "run"
@@ -244,6 +245,7 @@ def test_a_second_signal_waits_for_the_checkpoint(capfd, monkeypatch):
         assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_late_second_signal_ends_the_process_and_says_so():
     code = (

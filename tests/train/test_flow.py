@@ -35,6 +35,7 @@ def bow():
     return mu, noise, fit_flow(mu, noise)
 
 
+@pytest.mark.slow
 def test_a_bow_is_found(bow):
     """Mean log density of fresh codes: near that of their true density, where a Gaussian is far from it."""
     _, _, prior = bow
@@ -46,6 +47,7 @@ def test_a_bow_is_found(bow):
     assert found < true + 0.05  # no density beats the true one
 
 
+@pytest.mark.slow
 def test_its_draws_are_the_bow(bow):
     z = bow[2].sample(20_000, rng=0)
     real = banana(np.random.default_rng(2), 20_000)
@@ -56,6 +58,7 @@ def test_its_draws_are_the_bow(bow):
     assert np.corrcoef(z[:, 0] ** 2, z[:, 1])[0, 1] > 0.85
 
 
+@pytest.mark.slow
 def test_the_same_codes_give_the_same_flow_and_leave_torch_alone(bow, monkeypatch):
     monkeypatch.setattr(flow, "_STEPS", 5)
     torch.manual_seed(4)
@@ -66,6 +69,7 @@ def test_the_same_codes_give_the_same_flow_and_leave_torch_alone(bow, monkeypatc
     assert (one.flow.inner != other.flow.inner).any()
 
 
+@pytest.mark.slow
 def test_the_noise_of_the_posteriors_is_part_of_the_density():
     """mu at one point, and sigma of 2: the flow is the Gaussian N(mu, 4 I)."""
     mu, logvar = np.tile(np.float32([1, -3]), (500, 1)), np.full((500, 2), 2 * np.log(2), np.float32)
@@ -74,6 +78,7 @@ def test_the_noise_of_the_posteriors_is_part_of_the_density():
     np.testing.assert_allclose(np.cov(z.T), 4 * np.eye(2), atol=0.5)
 
 
+@pytest.mark.slow
 def test_the_nearest_prior_is_the_one_that_the_pictures_came_from(rng):
     network = VAE(32, 4).eval()
     torch.nn.init.normal_(network.decoder.layers[0].weight, 0, 1.0, torch.Generator().manual_seed(0))

@@ -43,6 +43,7 @@ def test_a_linear_decoder_has_its_best_code_in_closed_form(beta):
     assert least < loss(mu, logvar) < least + 0.01 * (loss(zeros, zeros) - least)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["mse", "gaussian"])
 def test_the_gap_of_a_run(likelihood, faces_zip, tmp_path, capsys):
     run = tmp_path / "run"
@@ -57,6 +58,7 @@ def test_the_gap_of_a_run(likelihood, faces_zip, tmp_path, capsys):
     assert line.endswith(" nats")
 
 
+@pytest.mark.slow
 def test_pictures_beyond_one_batch_count_alike(faces_zip, tmp_path):
     run = tmp_path / "run"
     train(TrainConfig(data=str(faces_zip), epochs=1, batch_size=50, latent_dim=4), run, CPU)

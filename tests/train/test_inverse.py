@@ -69,6 +69,7 @@ def test_loss_and_gradient_are_those_of_torch(pair, batch):
     np.testing.assert_allclose(got_gradient, code.grad.numpy(), rtol=1e-5, atol=1e-5 * code.grad.abs().max().item())
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences(pair):
     """In float64, by ONNX's own reference implementation: central differences of the loss, one latent at a time."""
     _, graph = pair

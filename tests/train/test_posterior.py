@@ -141,6 +141,7 @@ def run(faces_zip, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_export_with_its_pictures_has_a_prior_and_directions(run, faces_zip, tmp_path):
     config = export(run, tmp_path / "model", faces=source_of(run))
     assert DIRECTIONS_FILE in config.files
@@ -155,6 +156,7 @@ def test_an_export_with_its_pictures_has_a_prior_and_directions(run, faces_zip, 
     assert again.files == config.files
 
 
+@pytest.mark.slow
 def test_a_fitted_prior_is_what_samples_come_from(run, tmp_path, monkeypatch):
     shifted = posterior.Prior(np.ones(1), np.full((1, 4), 3.0), np.eye(4)[None] * 0.01)
     monkeypatch.setattr(posterior, "fit_prior", lambda *_: (shifted, {"unit": 0.0, "1": 0.0}))

@@ -255,6 +255,7 @@ def test_signals_save_and_say_how_to_go_on(faces_zip, tmp_path, number, status):
     assert not damaged
 
 
+@pytest.mark.slow
 def test_a_run_in_another_thread(finished, config, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         pool.submit(train, config, tmp_path / "run", CPU).result()

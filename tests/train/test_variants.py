@@ -59,6 +59,7 @@ def pixels_of(faces):
     return np.ascontiguousarray(faces.pixels[faces.held_out()].transpose(0, 2, 3, 1))
 
 
+@pytest.mark.slow
 def test_the_costs_are_those_that_a_user_meets(made, faces):
     """Sizes of the files, and PSNR by another way: through VAE.encode and VAE.decode, on 8-bit pictures."""
     folder, costs = made
@@ -81,6 +82,7 @@ def test_the_costs_are_those_that_a_user_meets(made, faces):
     assert [cost.variant for cost in costs] == ["fp16", "int8"]
 
 
+@pytest.mark.slow
 def test_the_graph_contract_of_variants(made):
     folder, _ = made
     for variant in VARIANTS:
@@ -96,6 +98,7 @@ def test_the_graph_contract_of_variants(made):
             assert not any(node.doc_string or node.metadata_props for node in graph.graph.node)
 
 
+@pytest.mark.slow
 def test_fp16_rounds_each_weight(made):
     folder, _ = made
     for file, original in zip(graph_files("fp16"), graph_files(), strict=True):
@@ -110,6 +113,7 @@ def test_fp16_rounds_each_weight(made):
             np.testing.assert_allclose(numpy_helper.to_array(half[name]), wanted, rtol=0, atol=2**-24)
 
 
+@pytest.mark.slow
 def test_int8_holds_each_weight_to_half_a_step_of_its_channel_in_7_bits(made):
     folder, _ = made
     seen = 0
@@ -132,6 +136,7 @@ def test_int8_holds_each_weight_to_half_a_step_of_its_channel_in_7_bits(made):
     assert seen > 10
 
 
+@pytest.mark.slow
 def test_the_same_graphs_give_the_same_bytes(made, plain, faces, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(plain, again)
@@ -142,6 +147,7 @@ def test_the_same_graphs_give_the_same_bytes(made, plain, faces, tmp_path):
     assert (again / "config.json").read_bytes() == (made[0] / "config.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_export_makes_the_same_and_names_the_cost_in_the_card(run, made, faces, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(variants, "BATCHES", (1,))
     folder = tmp_path / "exported"
@@ -157,6 +163,7 @@ def test_the_export_makes_the_same_and_names_the_cost_in_the_card(run, made, fac
     assert "| int8 | " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_variants_can_be_dropped_again(made, plain, faces, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(made[0], folder)
@@ -166,6 +173,7 @@ def test_variants_can_be_dropped_again(made, plain, faces, tmp_path):
     assert len(list(folder.iterdir())) == len(list(plain.iterdir()))
 
 
+@pytest.mark.slow
 def test_a_variant_that_misses_its_limits_is_left_out(plain, faces, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "model"
     shutil.copytree(plain, folder)
@@ -202,6 +210,7 @@ def test_an_export_without_pictures_has_no_variants(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_verb(plain, faces_zip, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(variants, "BATCHES", (1,))
     folder = tmp_path / "model"
