@@ -26,6 +26,7 @@ def test_a_step_that_fails_is_named_and_the_others_are_kept(tmp_path):
     assert report.endswith("## second\n\n| 1 |\n")
 
 
+@pytest.mark.slow
 def test_parity_and_inference_are_measured_and_written(tmp_path, capsys):
     out = tmp_path / "results"
     command = ["gpu", str(CLASSIC), "--device", "cpu", "--seconds", "0.1", "--batches", "1,2", "--out", str(out)]

@@ -84,6 +84,7 @@ def installed(runtime):
     return runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runtime",
     [VaeRuntime(), Onnxruntime(), OpenCv("new"), OpenCv("classic"), OpenVino(), Tract(), TorchEager()],
