@@ -116,7 +116,7 @@ def _wire_state(demo: gr.Blocks, page: Page, models: Models, tabs: Sequence[Tab]
         model, chosen, states = _parse(text, models, by_name)
         tab, query = by_name[chosen], {"model": model, "tab": chosen}
         for name, value in states.get(chosen, {}).items():
-            if name in tab.state and value not in (None, "", {}):
+            if name in tab.state and value not in (None, "", {}, []):
                 query[name] = _as_text(models[model], tab.state[name], value)
         return urlencode(query)
 
@@ -151,4 +151,4 @@ def _as_text(service: Service, component: Any, value: Any) -> str:
     if isinstance(component, FaceInput):
         picture = value if isinstance(value, str) else read_payload(value)
         return picture if isinstance(picture, str) else "" if picture is None else service.token(picture)
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)

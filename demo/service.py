@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ MAX_STEPS = 300
 OPEN_SLIDERS = 9
 """Sliders that are not folded away."""
 MAX_NAME = 200
+MAX_WHERE = 16
 MAX_LEVEL = 127
 """Levels of a number of a face token, on each side of 0."""
 
@@ -130,13 +132,25 @@ class Service:
             picture.shape == faces.shape[1:] and bool((faces == picture).all(axis=(1, 2, 3)).any()) for faces in sets
         )
 
-    def sample(self, faces: object, seed: object, temperature: object = 1.0, prior: object = "model") -> Pixels:
-        """`faces` new faces, 1 to 64: (n, S, S, 3), the same for the same seed."""
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """What new faces can be limited to: ("Hair: blue", "hair=blue") and so on; none without classifiers."""
+        found = self.vae.classifiers.values if self.vae.classifiers is not None else {}
+        return [(f"{title(column)}: {value}", f"{column}={value}") for column, values in found.items() for value in values]
+
+    def sample(
+        self, faces: object, seed: object, temperature: object = 1.0, prior: object = "model", where: object = ()
+    ) -> Pixels:
+        """`faces` new faces, 1 to 64: (n, S, S, 3), the same for the same seed.
+
+        where: attributes that they shall have, as ["hair=blue"]; the last one of a column counts.
+        """
         count, start = check_int(faces, "faces", 1, MAX_FACES), check_int(seed, "seed", 0, MAX_SEED)
         warmth = check_number(temperature, "temperature", 0, 2)
         if prior not in ("model", "unit"):
             raise InputError("prior: expected model or unit")
-        return self.vae.sample(count, rng=start, temperature=warmth, prior="unit" if prior == "unit" else "model")
+        source: Literal["model", "unit"] = "unit" if prior == "unit" else "model"
+        return self.vae.sample(count, rng=start, temperature=warmth, prior=source, where=check_where(where))
 
     def reconstruct(self, picture: Pixels) -> Reconstruction:
         """Encode and decode one picture, with the figures of what was lost."""
@@ -305,6 +319,18 @@ def check_int(value: object, name: str, low: int, high: int) -> int:
     if number != int(number):
         raise InputError(f"{name}: got {number:g}, expected an integer")
     return int(number)
+
+
+def check_where(where: object) -> dict[str, str] | None:
+    """["hair=blue"] as {"hair": "blue"}, None for an empty list; InputError for anything else."""
+    if where is None or where == "":
+        return None
+    if not isinstance(where, (list, tuple)) or len(where) > MAX_WHERE or not all(isinstance(x, str) for x in where):
+        raise InputError('where: expected a list of column=value, ["hair=blue"]')
+    pairs = [text.partition("=") for text in where]
+    if not all(column and equals and value for column, equals, value in pairs):
+        raise InputError('where: expected column=value, as "hair=blue"')
+    return {column: value for column, _, value in pairs} or None
 
 
 def check_method(method: object) -> Method:

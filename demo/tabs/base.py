@@ -222,6 +222,14 @@ def number(state: State, name: str, default: float) -> Any:
     return value
 
 
+def parse_json(text: str, name: str) -> Any:
+    """The value of a JSON text in a link; InputError for another text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: expected JSON") from error
+
+
 def headline(text: str) -> gr.HTML:
     """What to do on a tab, in one sentence."""
     return gr.HTML(f"<h2>{html.escape(text)}</h2>", elem_classes="headline")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import gradio as gr
 
 from demo.components import FaceGrid, FaceInput, Sliders
 from demo.service import MAX_STRENGTH, Service
-from demo.tabs.base import PRIVATE, Page, State, Tab, friendly, headline, require_picture, tools
-from vae_runtime import InputError
+from demo.tabs.base import PRIVATE, Page, State, Tab, friendly, headline, parse_json, require_picture, tools
 from vae_runtime.images import Pixels
 
 EXAMPLE = 2
@@ -76,10 +74,7 @@ class EditTab(Tab):
         picture = self.picture(service, state, "face", service.example_faces[EXAMPLE])
         asked = state.get("strengths", {})
         if isinstance(asked, str):
-            try:
-                asked = json.loads(asked)
-            except (ValueError, RecursionError) as error:
-                raise InputError("strengths: expected JSON") from error
+            asked = parse_json(asked, "strengths")
         asked = asked if isinstance(asked, dict) else {}
         strengths = service.check_strengths(
             {name: value for name, value in asked.items() if name in service.directions}

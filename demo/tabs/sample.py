@@ -8,7 +8,7 @@ import gradio as gr
 
 from demo.components import FaceGrid
 from demo.service import MAX_FACES, MAX_SEED, Service
-from demo.tabs.base import RANDOM_SEED, Page, State, Tab, friendly, headline, number, send_buttons, tools
+from demo.tabs.base import RANDOM_SEED, Page, State, Tab, friendly, headline, number, parse_json, send_buttons, tools
 from vae_runtime.config import PRIOR_FILE
 from vae_runtime.images import Pixels
 
@@ -52,7 +52,18 @@ class SampleTab(Tab):
             )
             fitted = PRIOR_FILE in service.vae.config.files
             prior = gr.Radio(PRIORS, value="model", label="Prior", visible=fitted, elem_id="sample-prior")
-        self.state = {"faces": faces, "seed": seed, "temperature": temperature, "prior": prior}
+        with gr.Row():
+            choices = service.choices
+            where = gr.Dropdown(
+                choices,
+                value=[],
+                multiselect=True,
+                allow_custom_value=True,  # those of another model, for the API
+                label="Only faces with",
+                visible=bool(choices),
+                elem_id="sample-where",
+            )
+        self.state = {"faces": faces, "seed": seed, "temperature": temperature, "prior": prior, "where": where}
         self.outputs = [self.grid, *self.state.values()]
 
     def connect(self, page: Page) -> None:
@@ -77,11 +88,27 @@ class SampleTab(Tab):
         if state.get("switched") and self.models.is_starter_seed(seed):
             seed = service.starters.seed
         temperature, prior = number(state, "temperature", 1.0), state.get("prior", "model")
-        drawn = service.sample(faces, seed, temperature, prior)
+        choices, where = service.choices, state.get("where") or []
+        where = parse_json(where, "where") if isinstance(where, str) else where
+        if state.get("switched"):
+            where = [each for each in where if each in {value for _, value in choices}]
+        drawn = service.sample(faces, seed, temperature, prior, where)
         fitted = PRIOR_FILE in service.vae.config.files
-        return [drawn, faces, seed, temperature, gr.Radio(value=prior, visible=fitted)]
+        limits = gr.Dropdown(choices=choices, value=where, visible=bool(choices))
+        return [drawn, faces, seed, temperature, gr.Radio(value=prior, visible=fitted), limits]
 
     @friendly
-    def sample(self, model: str, faces: int, seed: int, temperature: float, prior: str) -> Pixels:
-        """Draw new faces from the prior: the same seed gives the same faces."""
-        return self.models[model].sample(faces, seed, temperature, prior)
+    def sample(
+        self,
+        model: str,
+        faces: int,
+        seed: int,
+        temperature: float,
+        prior: str,
+        where: list[str] | None,
+    ) -> Pixels:
+        """Draw new faces from the prior: the same seed gives the same faces.
+
+        where: attributes they shall have, as ["hair=blue"], for a model with classifiers; [] for any face.
+        """
+        return self.models[model].sample(faces, seed, temperature, prior, where)

@@ -277,7 +277,8 @@ async function start(name, asked = new URLSearchParams()) {
     if (!(await fromLink(vae, asked)))
       for (const [k, text] of vae.start.entries()) await setCorner(k, await vae.codeOf(text));
     await moveTo(...state.at);
-    root.dataset.first = Math.round(performance.now() - (asked.size || !root.dataset.first ? 0 : began));
+    root.dataset.first = Math.round(performance.now() - (root.dataset.first ? began : 0));
+    root.dataset.bytes = come;
     $("poster").hidden = true;
     $("loading").hidden = true;
     sliders();

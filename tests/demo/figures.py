@@ -1,8 +1,10 @@
 """The docs' figures of the demo, and its picture: python -m tests.demo.figures [--app] [--static] [--picture FILE]
 
---app: seconds from the command to the first faces in a browser, and milliseconds from a slider's move to the new face.
---static: frames a second while the face of the page without a server is dragged, without WebGPU. --picture: that page.
-All with the bundled model, in the system's Chromium, on this machine. `ORT_WEB` names a folder with onnxruntime-web.
+--app: seconds from the command to the first faces in a browser, seconds to them in a browser that comes later,
+milliseconds from a slider's move to the new face, seconds of a repainting. --static: of the page without a server, the
+bytes and seconds to the first face of each model on a line of 20 Mbit/s, and frames a second while a face is dragged,
+without WebGPU. --picture: that page. All with the shipped models, in the system's Chromium, on this machine. `ORT_WEB`
+names a folder with onnxruntime-web.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from tests.demo.conftest import ROOT, chromium_path, free_port, serving, serving
 from vae_runtime.hub import bundled_model
 
 STARTS, MOVES, DRAG = 3, 60, 5000
+LINE = 20e6 / 8
 
 # Moves a slider and waits, frame by frame, until the picture is another one: milliseconds of each move.
 LIVE = """async ([moves]) => {
-  const slider = document.querySelector('#edit-1 input[type=range]'), times = [];
+  const slider = document.querySelector('#edit-sliders input[type=range]'), times = [];
   const face = () => document.querySelector('#edit-out img').src;
   for (let move = 0; move < moves; move++) {
     const before = face(), start = performance.now();
@@ -83,9 +86,41 @@ def measure_app(browser: Browser) -> None:
                     page.locator("#edit-out img").wait_for()
                     page.evaluate(LIVE, [5])
                     times = page.evaluate(LIVE, [MOVES])
+                with opened(browser, address) as page:
+                    begun = time.monotonic()
+                    page.reload()
+                    page.locator("#sample-faces img").first.wait_for()
+                    print(f"the first faces in a browser that knows the page: {time.monotonic() - begun:.2f} s")
+                with opened(browser, address + "?tab=inpaint") as page:
+                    page.locator("#inpaint-paint img").first.wait_for()
+                    page.locator("#inpaint-paint .strokes").focus()
+                    page.keyboard.press("Space")
+                    begun = time.monotonic()
+                    page.locator("#inpaint-run").click()
+                    page.locator("#inpaint-out img").wait_for()
+                    print(f"a repainting: {time.monotonic() - begun:.2f} s")
     print("from the command to the first faces:", ", ".join(f"{seconds:.1f} s" for seconds in starts))
     low, high = np.percentile(times, [50, 95])
     print(f"a slider's answer, {MOVES} moves: p50 {low:.0f} ms, p95 {high:.0f} ms, most {max(times):.0f} ms")
+
+
+def measure_load(browser: Browser, address: str, model: str) -> None:
+    """The first face of a model on a line of 20 Mbit/s and 20 ms, with nothing cached."""
+    context = browser.new_context(service_workers="block")
+    page = context.new_page()
+    line = context.new_cdp_session(page)
+    line.send("Network.enable")
+    speed = {"offline": False, "latency": 20, "downloadThroughput": LINE, "uploadThroughput": LINE}
+    line.send("Network.emulateNetworkConditions", speed)
+    begun = time.monotonic()
+    page.goto(f"{address}#model={model}", wait_until="commit")
+    page.locator("#poster").wait_for()
+    poster = time.monotonic() - begun
+    page.locator("html[data-first]").wait_for(timeout=60_000)
+    first = page.locator("html").evaluate("root => ({...root.dataset})")
+    seconds, size = int(first["first"]) / 1000, int(first["bytes"]) / 1e6
+    print(f"{model}: poster after {poster:.2f} s, first face after {seconds:.2f} s and {size:.1f} MB")
+    context.close()
 
 
 def measure_static(browser: Browser, address: str) -> None:
@@ -121,9 +156,11 @@ def main() -> None:
             measure_app(browser)
         if options.static or options.picture:
             site, engine = Path(place, "site"), os.environ.get("ORT_WEB")
-            assemble([str(bundled_model()), "--static", "--out", str(site), *(["--engine", engine] if engine else [])])
+            assemble(["--static", "--out", str(site), *(["--engine", engine] if engine else [])])
             with serving_files(site) as address:
                 if options.static:
+                    for model in (bundled_model().name, "avatars-64"):
+                        measure_load(browser, address, model)
                     measure_static(browser, address)
                 if options.picture:
                     photograph(browser, address, options.picture)

@@ -75,7 +75,7 @@ class Visitor:
         kind = ("reconstruct", "sample", "edit")[turn % 3]
         data: list[object] = [MODEL]
         if kind == "sample":
-            data += [8, turn, 1, "model"]
+            data += [8, turn, 1, "model", []]
         else:
             data += [{"path": self.upload(), "meta": {"_type": "gradio.FileData"}}]
             data += [{"brightness": 0.5}] if kind == "edit" else []

@@ -41,9 +41,9 @@ def pixels(answer) -> np.ndarray:
 
 
 def test_sample_gives_the_pixels_of_the_runtime(client, vaes):
-    answer = client.predict(BUNDLED, 5, 11, 0.8, "model", api_name="/sample")
+    answer = client.predict(BUNDLED, 5, 11, 0.8, "model", [], api_name="/sample")
     assert np.array_equal(pixels(answer), vaes[0].sample(5, rng=11, temperature=0.8))
-    answer = client.predict(TINY, 5, 11, 1, "unit", api_name="/sample")
+    answer = client.predict(TINY, 5, 11, 1, "unit", [], api_name="/sample")
     assert np.array_equal(pixels(answer), vaes[1].sample(5, rng=11, prior="unit"))
 
 
@@ -106,7 +106,7 @@ def test_each_endpoint_is_named_and_described(client):
     assert set(named) == {f"/{name}" for name in names.split()}
     assert all(endpoint["description"] for endpoint in named.values())
     names = [parameter["parameter_name"] for parameter in named["/sample"]["parameters"]]
-    assert names == ["model", "faces", "seed", "temperature", "prior"]
+    assert names == ["model", "faces", "seed", "temperature", "prior", "where"]
 
 
 def png(mode: str, size: tuple[int, int]) -> bytes:
@@ -127,19 +127,22 @@ def tall(side: int) -> str:
 
 # (endpoint, data, what the refusal names). All but one value is good, so it is the bad one that is refused.
 BAD_CALLS = [
-    ("sample", [BUNDLED, 65, 1, 1, "model"], "64"),
-    ("sample", [BUNDLED, 0, 1, 1, "model"], "1"),
-    ("sample", [BUNDLED, "nan", 1, 1, "model"], None),
-    ("sample", [BUNDLED, 4, -1, 1, "model"], None),
-    ("sample", [BUNDLED, 4, 1e300, 1, "model"], None),
-    ("sample", [BUNDLED, 4, 1, 99, "model"], None),
-    ("sample", [BUNDLED, 4, 1, True, "model"], None),
-    ("sample", [BUNDLED, 4, 1, None, "model"], None),
-    ("sample", [BUNDLED, [4], 1, 1, "model"], None),
-    ("sample", [BUNDLED, 4, {"a": 1}, 1, "model"], None),
-    ("sample", [BUNDLED, 4, 1, 1, "../../etc/passwd"], None),
-    ("sample", ["../../etc", 4, 1, 1, "model"], None),
-    ("sample", [None, 4, 1, 1, "model"], None),
+    ("sample", [BUNDLED, 65, 1, 1, "model", []], "64"),
+    ("sample", [BUNDLED, 0, 1, 1, "model", []], "1"),
+    ("sample", [BUNDLED, "nan", 1, 1, "model", []], None),
+    ("sample", [BUNDLED, 4, -1, 1, "model", []], None),
+    ("sample", [BUNDLED, 4, 1e300, 1, "model", []], None),
+    ("sample", [BUNDLED, 4, 1, 99, "model", []], None),
+    ("sample", [BUNDLED, 4, 1, True, "model", []], None),
+    ("sample", [BUNDLED, 4, 1, None, "model", []], None),
+    ("sample", [BUNDLED, [4], 1, 1, "model", []], None),
+    ("sample", [BUNDLED, 4, {"a": 1}, 1, "model", []], None),
+    ("sample", [BUNDLED, 4, 1, 1, "../../etc/passwd", []], None),
+    ("sample", [BUNDLED, 4, 1, 1, "model", ["hair=blue"] * 17], "where"),
+    ("sample", [BUNDLED, 4, 1, 1, "model", ["blue"]], "where"),
+    ("sample", [BUNDLED, 4, 1, 1, "model", ["nose=blue"]], None),
+    ("sample", ["../../etc", 4, 1, 1, "model", []], None),
+    ("sample", [None, 4, 1, 1, "model", []], None),
     ("sample", [BUNDLED], None),
     ("sample", [], None),
     ("sample", "no list", None),
@@ -192,7 +195,7 @@ ODD = [
     {"__type__": "update"},
     "../" * 40,
 ]
-BAD_CALLS += [("sample", [BUNDLED, 4, odd, 1, "model"], None) for odd in ODD]
+BAD_CALLS += [("sample", [BUNDLED, 4, odd, 1, "model", []], None) for odd in ODD]
 BAD_CALLS += [("evolve", [BUNDLED, odd], None) for odd in ODD]
 BAD_CALLS += [("reconstruct", [BUNDLED, odd], None) for odd in ODD if odd != {"__type__": "update"}]
 

@@ -10,6 +10,7 @@ import pytest
 from demo.evolution import SIZE, Lineage, replay
 from demo.service import MAX_STRENGTH, Service, check_int, check_number, psnr, strongest
 from vae_runtime import InputError
+from vae_runtime.attributes import Attributes
 from vae_runtime.prior import Prior
 
 
@@ -76,6 +77,19 @@ def test_a_face_travels_in_a_link_as_its_code(service):
     for wrong in ("", token[:-8], token + "AAAAAAAA", "../../etc", None, 7):
         with pytest.raises(InputError, match="face"):
             service.face_of_token(wrong)
+
+
+def test_new_faces_can_be_limited_where_the_model_has_classifiers(vaes, monkeypatch):
+    vae = vaes[1]
+    weights = np.array([[4, 0, 0, 0], [-4, 0, 0, 0]], np.float32)
+    classifiers = Attributes({"hair": ("blue", "red")}, weights, np.zeros(2, np.float32), np.ones(1, np.float32))
+    monkeypatch.setattr(vae, "classifiers", classifiers)
+    service = Service(vae)
+    assert service.choices == [("Hair: blue", "hair=blue"), ("Hair: red", "hair=red")]
+    assert np.array_equal(service.sample(3, 1, where=["hair=red"]), vae.sample(3, rng=1, where={"hair": "red"}))
+    for where in (["hair=green"], ["nose=red"], ["hair"], "hair=red", [7], {"hair": "red"}):
+        with pytest.raises(InputError):
+            service.sample(3, 1, where=where)
 
 
 def test_starters_are_recognized_by_the_service_they_belong_to(vaes):
