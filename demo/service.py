@@ -136,7 +136,9 @@ class Service:
     def choices(self) -> list[tuple[str, str]]:
         """What new faces can be limited to: ("Hair: blue", "hair=blue") and so on; none without classifiers."""
         found = self.vae.classifiers.values if self.vae.classifiers is not None else {}
-        return [(f"{title(column)}: {value}", f"{column}={value}") for column, values in found.items() for value in values]
+        return [
+            (f"{title(column)}: {value}", f"{column}={value}") for column, values in found.items() for value in values
+        ]
 
     def sample(
         self, faces: object, seed: object, temperature: object = 1.0, prior: object = "model", where: object = ()
