@@ -24,8 +24,12 @@ from vae_runtime.cli.arguments import EXIT_INTERRUPTED
 from vae_runtime.cli.diagnostics import environment
 from vae_runtime.files import write_atomically
 from vae_runtime.ort.devices import usable_cores
+from vae_train.adversarial.config import RefineConfig
 from vae_train.config import make_config
+from vae_train.engine import checkpoint
 from vae_train.engine.device import describe_device
+from vae_train.engine.state import CHECKPOINTS
+from vae_train.export.export import export, source_of
 from vae_train.model.presets import PRESETS
 
 BATCHES = (1, 8, 64, 256, 1024)
@@ -120,11 +124,14 @@ def refine(settings: Settings) -> str:
         taken = time.monotonic() - start
     if process.returncode not in (0, EXIT_INTERRUPTED):
         raise RuntimeError(f"status {process.returncode}, see {settings.out / 'refine.log'}")
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    saved, _ = checkpoint.load_latest(run / CHECKPOINTS)
+    if saved is None:
+        raise RuntimeError(f"no checkpoint after {taken:.0f} s, see {settings.out / 'refine.log'}")
+    images = saved.step * RefineConfig.load(run).batch_size
+    exported = export(run, settings.out / "model", faces=source_of(run))
     return (
-        f"{taken / 60:.1f} minutes, {len(lines)} epochs; the run is {run}\n\n```json\n"
-        + "\n".join(lines[-3:])
-        + "\n```"
+        f"{images:,} new faces in {taken / 60:.1f} minutes, start and first draws included; the run is {run}, "
+        f"the model {settings.out / 'model'} (id {exported.model_id})"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu, training
 from benchmarks.__main__ import main
+from vae_runtime.config import ModelConfig
 
 CLASSIC = Path(__file__).parents[2] / "exported" / "anime-32"
 
@@ -55,21 +56,27 @@ def test_training_is_kept_preset_by_preset(tmp_path, monkeypatch):
     assert "failed: no memory" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["by itself", "in time", "badly"])
 def test_the_second_stage_ends_by_itself_or_in_time(tmp_path, monkeypatch, ending):
     run = "import pathlib, sys, time; run = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); run.mkdir()\n"
-    run += "(run / 'metrics.jsonl').write_text('{\"epoch\": 1}\\n')\n"
+    run += "from vae_train.adversarial.config import RefineConfig\n"
+    run += "from vae_train.engine.checkpoint import Checkpoint, save\n"
+    run += "(run / 'refine.json').write_text(RefineConfig().to_json())\n"
+    run += "save(run / 'checkpoints', Checkpoint(5, {}, {}))\n"
     run += {
         "by itself": "",
         "in time": "try: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(130)",
         "badly": "sys.exit(3)",
     }[ending]
+    monkeypatch.setattr(gpu, "export", lambda run, out, faces: ModelConfig.load(CLASSIC))
+    monkeypatch.setattr(gpu, "source_of", lambda run: None)
     monkeypatch.setattr(gpu, "REFINE", [sys.executable, "-c", run])
-    limit = 1 / 30 if ending == "in time" else 10
+    limit = 1 / 6 if ending == "in time" else 10
     settings = gpu.Settings(CLASSIC, "avatars", torch.device("cpu"), 0.1, tmp_path / "out", minutes=limit)
     failed = gpu.run(settings, {"refine": gpu.refine})
     assert failed == (["refine"] if ending == "badly" else [])
-    assert ('{"epoch": 1}' in (tmp_path / "out" / "report.md").read_text()) == (ending != "badly")
+    assert ("80 new faces" in (tmp_path / "out" / "report.md").read_text()) == (ending != "badly")
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "all"], ["--device", "tpu"], ["--batches", "0"]])

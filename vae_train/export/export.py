@@ -140,7 +140,7 @@ def write_fitted(model: VAE, config: TrainConfig, faces: Faces, folder: Path, ke
     prior, directions, attributes, scores = fit_latents(model, faces, config.flip, kept)
     shown = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())
     print(f"prior: {prior.kind}; log density of held-out codes in nats: {shown}", file=sys.stderr)
-    if len(faces) < FEW_PICTURES:
+    if kept is None and len(faces) < FEW_PICTURES:
         print(
             f"the prior is fitted to {len(faces)} pictures, so new faces will vary little or look soft; "
             "add pictures, or start from a trained model with --init",
