@@ -23,7 +23,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Fill in the command line, and point links that leave docs/ to the repository."""
     if MARKER in markdown:
         markdown = markdown.replace(MARKER, "\n".join(command_line()))
-    return OUTSIDE.sub(rf"]({config['repo_url']}/blob/HEAD/\2)", markdown)
+    return OUTSIDE.sub(rf"]({config['extra']['repository']}/blob/HEAD/\2)", markdown)
 
 
 def command_line() -> Iterator[str]:

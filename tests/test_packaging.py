@@ -36,7 +36,7 @@ def test_the_version_has_one_source():
 def test_addresses_are_one():
     repository = PROJECT["project"]["urls"]["Repository"]
     assert all(address.startswith(repository) for address in PROJECT["project"]["urls"].values())
-    assert f"repo_url: {repository}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert f"repository: {repository}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_the_constraints_are_versions_that_the_extras_allow():
