@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -117,7 +118,18 @@ def _save_webm(frames: Sequence[Pixels] | Pixels, path: Path, fps: float) -> Pat
             edges = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
             writer.write(np.ascontiguousarray(np.pad(frame, edges, "edge")[..., ::-1]))
         writer.release()
+        written = _count_frames(cv2.VideoCapture(str(temporary), cv2.CAP_FFMPEG))
+        if written != len(frames):  # OpenCV says nothing where the disk is full
+            raise OSError(f"{path}: {written} of {len(frames)} frames were written; make room in {folder}")
         return write_atomically(path, temporary.read_bytes())
+
+
+def _count_frames(video: Any) -> int:
+    count = 0
+    while video.grab():
+        count += 1
+    video.release()
+    return count
 
 
 def _encode(image: Image.Image, kind: str, rest: Sequence[Image.Image] = (), duration: int = 0) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -150,7 +151,7 @@ class CodesFile:
         if self.path in exists:
             self.count = len(open_codes(self.path, latent_dim))
         else:
-            write_atomically(self.path, self._header())
+            write_atomically(self.path, self._header(0))
         self._rows, self._names = self.path.open("r+b"), self.names_path.open("r+b")
         try:
             self._trim()
@@ -172,32 +173,39 @@ class CodesFile:
         return set(read_names(self.path))
 
     def append(self, names: list[str], codes: NDArray[np.float32]) -> None:
-        """Add rows; they count once everything before the header has reached the disk."""
+        """Add rows; they count once everything before the header has reached the disk.
+
+        Raises OSError, with the path, if the disk refuses: the rows before stay.
+        """
         if codes.shape != (len(names), self.latent_dim):
             raise InputError(f"codes: got {codes.shape}, expected {(len(names), self.latent_dim)}")
-        self._names.write("".join(json.dumps(name) + "\n" for name in names).encode())
-        self._rows.seek(_HEADER + self.count * self.latent_dim * 4)
-        self._rows.write(np.ascontiguousarray(codes, "<f4").tobytes())
-        for file in (self._names, self._rows):
-            file.flush()
-            sync(file.fileno())
+        try:
+            self._names.write("".join(json.dumps(name) + "\n" for name in names).encode())
+            self._rows.seek(_HEADER + self.count * self.latent_dim * 4)
+            self._rows.write(np.ascontiguousarray(codes, "<f4").tobytes())
+            for file in (self._names, self._rows):
+                file.flush()
+                sync(file.fileno())
+            self._write_header(self.count + len(names))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.count += len(names)
-        self._write_header()
 
-    def _write_header(self) -> None:
+    def _write_header(self, count: int) -> None:
         self._rows.seek(0)
-        self._rows.write(self._header())
+        self._rows.write(self._header(count))
         self._rows.flush()
 
-    def _header(self) -> bytes:
-        header, shape = io.BytesIO(), (self.count, self.latent_dim)
+    def _header(self, count: int) -> bytes:
+        header, shape = io.BytesIO(), (count, self.latent_dim)
         npy.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
         return header.getvalue()
 
     def close(self) -> None:
         """Close both files; remove them if they are new and without a row."""
-        self._rows.close()
-        self._names.close()
+        for file in (self._rows, self._names):
+            with contextlib.suppress(OSError):  # what a full disk refused does not count; `append` has raised
+                file.close()
         if self._created and self.count == 0:
             self.path.unlink(missing_ok=True)
             self.names_path.unlink(missing_ok=True)

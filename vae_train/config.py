@@ -106,18 +106,27 @@ class TrainConfig:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except VAEError:
             raise
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UsageError(f"{path}: not the settings of a run of this version ({error})") from error
 
 
 def _check(item: dataclasses.Field[Any], value: Any) -> None:
     """Raise UsageError unless `value` is one that the setting `item` may have."""
+    several = isinstance(item.default, tuple)
+    kind = str if several else type(item.default)
+    if not (value and all(_is(each, kind) for each in value) if several else _is(value, kind)):
+        raise UsageError(f"{option(item.name)} {value!r}: expected {'texts' if several else kind.__name__}")
     if "low" in item.metadata:
         low, high = item.metadata["low"], item.metadata["high"]
         if not (math.isfinite(value) and low <= value <= high):
             raise UsageError(f"{option(item.name)} {value}: expected {low:g} to {high:g}")
     elif "choices" in item.metadata and value not in item.metadata["choices"]:
         raise UsageError(f"{option(item.name)} {value}: expected {' or '.join(item.metadata['choices'])}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value, as of JSON, is of a kind; an integer is a float, and a bool is neither."""
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def option(name: str) -> str:

@@ -500,6 +500,29 @@ def test_animation(tmp_path, ending):
         save_animation(frames[:0], tmp_path / "a.gif")
 
 
+def test_a_webm_that_the_disk_cut_is_not_published(tmp_path, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+
+    class FullDisk:
+        def __init__(self, *arguments):
+            self.writer = cv2_writer(*arguments)
+            self.isOpened, self.release, self.left = self.writer.isOpened, self.writer.release, 3
+
+        def write(self, frame):
+            self.left -= 1
+            if self.left >= 0:
+                self.writer.write(frame)
+
+        fourcc = staticmethod(cv2.VideoWriter.fourcc)
+
+    cv2_writer = cv2.VideoWriter
+    monkeypatch.setattr(cv2, "VideoWriter", FullDisk)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    with pytest.raises(OSError, match="3 of 8 frames"):
+        save_animation(frames, tmp_path / "walk.webm")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_webm(tmp_path):
     cv2 = pytest.importorskip("cv2")
     frames = np.stack([np.full((33, 47, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)])

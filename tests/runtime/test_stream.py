@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_an_interrupted_run_leaves_a_valid_file_and_goes_on(tmp_path, rng, momen
     with CodesFile(out, DIM, model_id="m") as codes:
         codes.append(names[:5], rows[:5])
         if moment == "header":  # rows and names are there, the header is not
-            monkeypatch.setattr(CodesFile, "_write_header", lambda self: None)
+            monkeypatch.setattr(CodesFile, "_write_header", lambda self, count: None)
             codes.append(names[5:7], rows[5:7])
             monkeypatch.undo()
     if moment in ("names", "rows"):
@@ -276,3 +277,27 @@ def test_files_that_hold_no_codes_are_one_class_of_error(tmp_path, make):
     make(path)
     with pytest.raises(ModelFileError, match=r"codes\.npy"):
         open_codes(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_full_disk_is_named_and_leaves_no_file_without_rows(tmp_path, rng, rows):
+    mu = rng.normal(size=(3, DIM)).astype(np.float32)
+    out, names = tmp_path / "codes.npy", ["a", "b", "c"]
+
+    def write():
+        with CodesFile(out, DIM, model_id="m") as codes, open("/dev/full", "r+b", buffering=0) as full:
+            if rows:
+                codes.append(names, mu)
+            codes._rows.close()
+            codes._rows = full
+            codes.append(["d", "e", "f"], mu)
+
+    with pytest.raises(OSError, match=r"codes\.npy"):
+        write()
+    if not rows:
+        assert list(tmp_path.iterdir()) == []
+        return
+    with CodesFile(out, DIM, model_id="m", resume=True) as codes:
+        assert codes.done() == set(names)
+    np.testing.assert_array_equal(np.load(out), mu)

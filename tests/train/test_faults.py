@@ -30,7 +30,7 @@ from vae_train.engine.run_folder import GRACE, catch_signals, lock_run
 from vae_train.engine.runs import load_checkpoint
 from vae_train.engine.state import BEST, CHECKPOINTS
 from vae_train.engine.train import train
-from vae_train.errors import CheckpointError, DataError, TrainingError
+from vae_train.errors import CheckpointError, DataError, TrainingError, UsageError
 
 CPU = torch.device("cpu")
 
@@ -147,6 +147,23 @@ def test_settings_of_earlier_versions_are_read(tmp_path):
         del saved[name]
     (tmp_path / "config.json").write_text(json.dumps(saved | {"data": "faces.zip"}))
     assert TrainConfig.load(tmp_path) == TrainConfig(data="faces.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("latent_dim", 128.5), ("epochs", True), ("epochs", "3"), ("beta", None), ("flip", "yes"), ("labels", 5)),
+        *(("data", []), ("data", [3]), ("preset", ["base"])),
+    ],
+)
+def test_settings_of_another_kind_are_refused(tmp_path, name, value):
+    saved = json.loads(TrainConfig().to_json())
+    (tmp_path / "config.json").write_text(json.dumps(saved | {name: value}))
+    with pytest.raises(UsageError, match=name.replace("_", "-")):
+        TrainConfig.load(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        TrainConfig.load(tmp_path)
 
 
 def test_a_run_inside_its_data_is_refused(faces_zip, tmp_path, capsys):
