@@ -132,10 +132,11 @@ def test_twine_finds_nothing(packages, tmp_path):
 @pytest.mark.slow
 def test_an_installed_wheel_works(packages, tmp_path):
     """In an environment of its own, which borrows NumPy, Pillow and ONNX Runtime from this one: no network."""
-    run("-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+    run("-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
     folder = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
     python = str(folder / "python")
-    run("-m", "pip", "install", "--no-deps", "--no-index", str(packages[0]), cwd=tmp_path, python=python)
+    install = ("-m", "pip", "--python", python, "install", "--no-deps", "--no-index", str(packages[0]))
+    run(*install, cwd=tmp_path)
     (site,) = (tmp_path / "venv").rglob("site-packages")
     borrowed = [Path(module.__file__).parent.parent for module in map(__import__, ("numpy", "PIL", "onnxruntime"))]
     (site / "borrowed.pth").write_text("\n".join({str(path) for path in borrowed}), encoding="utf-8")
