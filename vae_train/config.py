@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vae_runtime.config import ENCODER_FILE
 from vae_runtime.errors import VAEError
 from vae_runtime.hub import HUB_PREFIX
 from vae_train.data.sources import AVATARS
@@ -103,7 +104,10 @@ class TrainConfig:
         """The settings of an existing run; UsageError if they cannot be read."""
         path = run / CONFIG_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(settings, dict) and "model_id" in settings:
+                raise UsageError(f"{run}: an exported model without its {ENCODER_FILE}; export or download it again")
+            return cls(**settings)
         except VAEError:
             raise
         except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import vae_runtime
+from vae_train.engine.initial import load_initial
 from vae_train.errors import UsageError
 from vae_train.model.exported import load_exported, with_fine_decoder
 from vae_train.model.networks import VAE, fold_batch_norm
@@ -82,3 +83,10 @@ def test_another_preset_is_refused(tmp_path):
     dataclasses.replace(config, preset="of-another-version").save(folder)
     with pytest.raises(UsageError, match="of-another-version"):
         load_exported(folder)
+
+
+def test_a_model_without_its_encoder_is_not_taken_for_a_run(tmp_path):
+    shutil.copytree(shipped("anime-32"), tmp_path / "model")
+    (tmp_path / "model" / "encoder.onnx").unlink()
+    with pytest.raises(UsageError, match=r"encoder\.onnx"):
+        load_initial(str(tmp_path / "model"))

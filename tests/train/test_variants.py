@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from vae_runtime import VAE, ModelConfig
+from vae_runtime import VAE, ModelConfig, ModelFileError
 from vae_runtime.config import VARIANTS, graph_files
 from vae_train.__main__ import main
 from vae_train.config import TrainConfig
@@ -202,6 +203,14 @@ def test_other_pictures_are_refused_and_nothing_is_changed(plain, tmp_path):
     with pytest.raises(UsageError, match="not the pictures that blobs-32 was trained on"):
         add_variants(folder, other, ("fp16",), SECONDS)
     assert {path.name for path in folder.iterdir()} == {path.name for path in plain.iterdir()}
+
+
+def test_a_damaged_model_is_named_by_its_own_path(plain, faces, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    (folder / "encoder.onnx").write_bytes(b"")
+    with pytest.raises(ModelFileError, match=re.escape(str(folder / "encoder.onnx"))):
+        add_variants(folder, faces, ("fp16",), SECONDS)
 
 
 def test_an_export_without_pictures_has_no_variants(run, tmp_path):

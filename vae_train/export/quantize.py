@@ -114,6 +114,8 @@ def add_variants(folder: Path, faces: Faces, variants: Sequence[Variant], second
     config = ModelConfig.load(folder)
     if not faces.matches(config.training_data.sha256):
         raise UsageError(f"{faces.name}: not the pictures that {config.name} was trained on")
+    for file in graph_files():
+        read_verified(folder / file, config.files[file])
     with replacement(folder) as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True)
         return write_variants(copy, faces, variants, seconds)
