@@ -38,7 +38,7 @@ def rows_of(base: VAE, classic: VAE, avatars: VAE):
         (f"{base.config.name}\nsamples", base.decode(z)),
         (f"{classic.config.name}\nsamples", classic.sample(2 * COLUMNS, rng=1)),
         (f"{base.config.name}\ninterpolations", base.decode(ways)),
-        (f"{base.config.name}\nhair-bright,\nhair-bluish", edits(base, z, ["hair-bright", "hair-bluish"])),
+        (f"{base.config.name}\nhair-blonde,\nhair-blue", edits(base, z, ["hair-blonde", "hair-blue"])),
         ("originals", faces),
         (f"{avatars.config.name}\nreconstructions", avatars.reconstruct(faces)),
         (f"{avatars.config.name}\nsamples", avatars.decode(cartoon)),

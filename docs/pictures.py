@@ -46,7 +46,7 @@ def rows(vae: VAE, avatars: VAE) -> list[tuple[str, Pixels]]:
     codes, faces = drawn(vae, 4 * COLUMNS)
     first, second = FACES
     strengths = np.linspace(-3, 3, COLUMNS)[:, None]
-    edit = vae.decode(codes[first] + strengths * vae.direction("hair-bluish"))
+    edit = vae.decode(codes[first] + strengths * vae.direction("hair-blue"))
     morph = vae.decode(interpolate(codes[first], codes[second], COLUMNS))
     return [
         ("new faces", faces[:COLUMNS]),
