@@ -271,6 +271,19 @@ def test_pipes_are_said_and_stay(tmp_path, options, capsys):
     assert pipe.is_fifo()
 
 
+@pytest.mark.parametrize("name", ["", "none.png", "x" * 300, "circle.png"])
+def test_paths_that_lead_nowhere_are_one_sentence(tmp_path, options, name, capsys):
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    path = str(tmp_path / name) if name else ""
+    for verb in ("reconstruct", "encode"):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, path, *options])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert error.count("\n") == 1
+        assert path in error
+
+
 def test_names_cannot_command_the_terminal(tmp_path, options, pictures, capsys):
     bad = tmp_path / "new\nline\x1b[31m.png"
     bad.write_bytes(b"no picture")

@@ -206,8 +206,12 @@ def existing_path(text: str, kind: str = "file or folder") -> str:
     """An argparse type: the path of a file or a folder that exists."""
     if not text:
         raise argparse.ArgumentTypeError(f"got an empty text, expected the name of a {kind}")
-    if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"{text}: no such {kind}")
+    try:
+        os.stat(text)
+    except FileNotFoundError:
+        raise argparse.ArgumentTypeError(f"{text}: no such {kind}") from None
+    except OSError as error:  # a folder that may not be entered, a name that is too long, links in a circle
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from None
     return text
 
 
