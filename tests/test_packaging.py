@@ -39,6 +39,12 @@ def test_addresses_are_one():
     assert f"repository: {repository}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
+def test_commits_run_what_ci_runs():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert all(f"python -m {command}" in hooks for command in ("ruff check", "ruff format --check", "mypy", "pytest"))
+    assert all((ROOT / path).exists() for path in re.findall(r"tests/\w+\.py", hooks))
+
+
 def test_the_constraints_are_versions_that_the_extras_allow():
     packaging = pytest.importorskip("packaging.requirements")
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
