@@ -85,7 +85,7 @@ class TrainConfig:
         sources = (self.data,) if isinstance(self.data, str) else tuple(self.data)
         object.__setattr__(self, "data", sources)  # a list in JSON; one text in runs of earlier versions
         for item in dataclasses.fields(self):
-            _check(item, getattr(self, item.name))
+            check_setting(item, getattr(self, item.name))
         if self.image_size % STRIDE:
             raise UsageError(
                 f"--image-size {self.image_size}: the networks halve the side five times, "
@@ -114,7 +114,7 @@ class TrainConfig:
             raise UsageError(f"{path}: not the settings of a run of this version ({error})") from error
 
 
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
+def check_setting(item: dataclasses.Field[Any], value: Any) -> None:
     """Raise UsageError unless `value` is one that the setting `item` may have."""
     several = isinstance(item.default, tuple)
     kind = str if several else type(item.default)

@@ -207,3 +207,10 @@ def test_the_card_of_a_second_stage_names_its_command():
     config = RefineConfig(start="anime-64", images=1000, fidelity=5.0)
     command = refine_command(config, "a.zip + my faces.zip")
     assert command == "refine anime-64 --data a.zip --data 'my faces.zip' --images 1000 --fidelity 5"
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 2.5), ("images", "many"), ("seed", True), ("side", 40)])
+def test_settings_of_another_kind_are_refused(tmp_path, name, value):
+    (tmp_path / "refine.json").write_text(json.dumps(json.loads(SETTINGS.to_json()) | {name: value}))
+    with pytest.raises(UsageError, match=name.replace("_", "-")):
+        RefineConfig.load(tmp_path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vae_train.config import check_setting
 from vae_train.errors import UsageError
 
 REFINE_FILE = "refine.json"
@@ -37,9 +37,7 @@ class RefineConfig:
 
     def __post_init__(self) -> None:
         for item in numbers():
-            value, low, high = getattr(self, item.name), item.metadata["low"], item.metadata["high"]
-            if not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"--{item.name.replace('_', '-')} {value}: expected {low:g} to {high:g}")
+            check_setting(item, getattr(self, item.name))
         if self.side % 32:
             raise UsageError(f"--side {self.side}: expected a multiple of 32")
 
@@ -58,7 +56,7 @@ class RefineConfig:
         path = run / REFINE_FILE
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UsageError(f"{path}: not the settings of a second stage of this version ({error})") from error
 
 

@@ -40,7 +40,7 @@ def parse_table(name: str, data: bytes, folder: str = "") -> Table:
     """
     try:
         rows = list((_jsonl_rows if name.endswith(".jsonl") else _csv_rows)(data.decode("utf-8-sig")))
-    except (ValueError, csv.Error) as error:
+    except (ValueError, csv.Error, RecursionError) as error:
         raise DataError(f"{name}: not a readable table ({error})") from error
     return {folder + str(row[FILE_NAME]): _values(row) for row in rows if row.get(FILE_NAME)}
 

@@ -80,7 +80,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:  # UnicodeDecodeError is one
+        except (ValueError, RecursionError):  # UnicodeDecodeError is one
             record = None
         if isinstance(record, dict) and isinstance(record.get("epoch"), int):
             records.append(record)
