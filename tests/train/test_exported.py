@@ -59,11 +59,11 @@ def test_folding_keeps_answers_and_names():
 
 
 def test_a_fine_decoder_keeps_what_both_share():
-    _, model = load_exported(shipped("anime-64"))
+    _, model = load_exported(shipped("avatars-64"))
     fine = with_fine_decoder(model)
     assert fine.decoder_kind == "fine"
     assert with_fine_decoder(fine) is fine
-    z = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, model.latent_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wide = fine.decoder.layers[3]
         wide.layers[1], wide.layers[4] = model.decoder.layers[3].layers[1], model.decoder.layers[3].layers[4]

@@ -44,7 +44,7 @@ def test_its_sizes_are_the_models_and_its_length_follows_the_pictures():
 
 
 def test_a_plain_decoder_becomes_a_fine_one(tmp_path):
-    exported = str(EXPORTED / "anime-64")
+    exported = str(EXPORTED / "avatars-64")
     settings, network = load_initial(exported, "fine", seed=1)
     assert (settings["decoder"], settings["batch_norm"], network.decoder_kind) == ("fine", False, "fine")
     assert make_config({"init": exported, "decoder": "fine"}, settings).decoder == "fine"

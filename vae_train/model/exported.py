@@ -36,7 +36,8 @@ def load_exported(folder: Path) -> tuple[ModelConfig, VAE]:
             f"{folder}: a model of the preset {config.preset} with pictures of {config.image_size} pixels a side; "
             f"expected one of {' or '.join(PRESETS)} and a multiple of {STRIDE}"
         )
-    decoder_kind = FINE if _FINE_LAYER in decoder else PLAIN
+    fine = FINE in PRESETS[config.preset].decoders and _FINE_LAYER in decoder
+    decoder_kind = FINE if fine else PLAIN
     model = VAE(config.image_size, config.latent_dim, config.preset, decoder_kind, batch_norm=False)
     for network, parameters, file in ((model.encoder, encoder, ENCODER_FILE), (model.decoder, decoder, DECODER_FILE)):
         try:
