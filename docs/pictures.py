@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 MODELS = HERE.parent / "exported"
 TOUR = HERE.parent / "examples" / "tour.ipynb"
 COLUMNS, GAP, LEFT, INK = 10, 4, 132, (34, 34, 34)
-SEED, TEMPERATURE = 11, 0.8
+SEED, TEMPERATURE = 11, 1.0
 FACES = (3, 8)
 """The two of the sampled faces that the rows start from."""
 NAMES = ("Ada", "Alan", "Barbara", "Donald", "Edsger", "Frances", "Grace", "John", "Katherine", "Margaret")
