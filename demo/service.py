@@ -14,12 +14,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from demo.components.sliders import SliderBoard, SliderGroup
 from demo.evolution import Lineage, replay
 from vae_runtime import VAE, InputError, kl_divergence, load_image
 from vae_runtime.checks import Array
+from vae_runtime.figures import enlarge
 from vae_runtime.images import Images, Pixels
 from vae_runtime.latent import Method, analogy, grid, path
 
@@ -301,9 +301,7 @@ def psnr(first: Pixels, second: Pixels) -> float:
 
 def enlarged(faces: Pixels, side: int) -> Pixels:
     """Faces (n, S, S, 3) at (n, side, side, 3) by Lanczos, as the page shows them."""
-    return np.stack(
-        [np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.LANCZOS)) for face in faces]
-    )
+    return np.stack([enlarge(face, side, side) for face in faces])
 
 
 def check_number(value: object, name: str, low: float, high: float) -> float:

@@ -15,10 +15,9 @@ import vae_runtime
 from demo.__main__ import shipped
 from demo.service import Starters
 from demo.static_site import assemble_static
-from vae_runtime import VAE, HubError, InputError, ModelConfig, image_grid, save_png
+from vae_runtime import VAE, InputError, ModelConfig, image_grid, save_png
 from vae_runtime.cli.arguments import Parser, run
-from vae_runtime.hub import HUB_PREFIX, parse_address, resolve
-from vae_runtime.install import install_command
+from vae_runtime.hub import HUB_PREFIX, parse_address, push, resolve
 
 PINNED = ("gradio", "numpy", "pillow", "onnxruntime", "opencv-python-headless")
 APP = """import os
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
             _card(folder, "gradio", f"{keys}suggested_hardware: cpu-basic\n", options.link, APP_TEXT)
     print(f"{options.out}: {sum(path.stat().st_size for path in options.out.rglob('*')) / 2**20:.1f} MiB")
     if options.push:
-        print(push(options.out, options.push, "static" if options.static else "gradio"))
+        print(push(options.out, HUB_PREFIX + options.push, space_sdk="static" if options.static else "gradio"))
     return 0
 
 
@@ -115,26 +114,6 @@ def assemble(out: Path, folders: Sequence[Path]) -> None:
     (out / "app.py").write_text(APP.replace("{names}", repr(names).replace("'", '"')), encoding="utf-8")
     pins = "".join(f"{package}=={version(package)}\n" for package in PINNED)
     (out / "requirements.txt").write_text(pins, encoding="utf-8")
-
-
-def push(folder: Path, address: str, sdk: str) -> str:
-    """Upload the folder to the Hub as a Space; the address of the commit. HubError without a token."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise HubError(f"--push needs huggingface_hub; {install_command('hub')}") from error
-    if not huggingface_hub.get_token():
-        raise HubError(f"{address}: no token, so nothing was pushed; run hf auth login, or set HF_TOKEN")
-    try:
-        api = huggingface_hub.HfApi()
-        api.create_repo(address, repo_type="space", space_sdk=sdk, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=address, repo_type="space", folder_path=folder, commit_message="Assemble the Space"
-        )
-    except Exception as error:  # the Hub's errors, those of its HTTP client and of the disk share no base class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise HubError(f"{address}: cannot be written ({reason})") from error
-    return str(done.commit_url)
 
 
 @contextmanager

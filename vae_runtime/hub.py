@@ -42,21 +42,35 @@ def download(address: str, kind: Literal["model", "dataset"], patterns: Sequence
         raise HubError(f"{address}: the {kind} cannot be fetched ({_reason(error)})") from error
 
 
-def push(folder: Path, address: str, files: Sequence[str], private: bool = False) -> str:
-    """Upload `files` of `folder` to a model repository, created if missing; returns the URL of the commit.
+def push(
+    folder: Path,
+    address: str,
+    files: Sequence[str] | None = None,
+    private: bool = False,
+    space_sdk: Literal["gradio", "static"] | None = None,
+) -> str:
+    """Upload `files` of `folder`, or all, to a repository that is created if missing; returns the URL of the commit.
 
-    Uses the token of `hf auth login` or of $HF_TOKEN. Raises InputError for a bad address or one with a revision,
-    RuntimeMissingError without huggingface_hub, HubError when the Hub refuses or cannot be reached.
+    space_sdk: what runs a Space; None for a model. Uses the token of `hf auth login` or of $HF_TOKEN. Raises
+    InputError for a bad address or one with a revision, RuntimeMissingError without huggingface_hub, HubError without a
+    token, or when the Hub refuses or cannot be reached.
     """
     repository, revision = parse_address(address)
     if revision is not None:
         raise InputError(f"{address!r}: expected hf:owner/name, without a revision")
     hub = _client(address)
+    if not hub.get_token():
+        raise HubError(f"{address}: no token, so nothing was pushed; run hf auth login, or set HF_TOKEN")
+    kind = "model" if space_sdk is None else "space"
     try:
         api = hub.HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
+        api.create_repo(repository, repo_type=kind, private=private, space_sdk=space_sdk, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=list(files), commit_message="Upload the model"
+            repo_id=repository,
+            repo_type=kind,
+            folder_path=folder,
+            allow_patterns=None if files is None else list(files),
+            commit_message=f"Upload the {kind}",
         )
         return str(done.commit_url)
     except Exception as error:

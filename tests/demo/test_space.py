@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.space import main, push
+from demo.space import main
 from tests.demo.conftest import free_port, serving
 from tests.hub_stand_in import hub
 from vae_runtime import InputError, VAEError
 from vae_runtime.errors import HubError
+from vae_runtime.hub import push
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_push_without_a_token_says_what_to_do(space, monkeypatch, tmp_path):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(HubError, match="no token, so nothing was pushed"):
-        push(space, "me/space", "gradio")
+        push(space, "hf:me/space", space_sdk="gradio")
 
 
 def test_push_sends_every_file(space, tmp_path):
@@ -172,8 +173,8 @@ def test_push_sends_every_file(space, tmp_path):
     with hub("spaces", "me/space", there) as (endpoint, log):
         code = f"""
 from pathlib import Path
-from demo.space import push
-print(push(Path({str(space)!r}), 'me/space', 'gradio'))"""
+from vae_runtime.hub import push
+print(push(Path({str(space)!r}), 'hf:me/space', space_sdk='gradio'))"""
         settings = {
             "HF_ENDPOINT": endpoint,
             "HF_TOKEN": "hf_secret",
