@@ -37,7 +37,7 @@ def as_latent(value: ArrayLike, name: str = "z") -> Array:
     if value is None:
         raise InputTypeError(f"{name}: got None, expected an array of numbers")
     try:
-        array = np.asarray(_from_torch(value))
+        array = np.asarray(from_torch(value))
     except ValueError as error:
         raise InputError(f"{name}: rows of different lengths, expected a rectangular array") from error
     except Exception as error:  # what other libraries raise for arrays that they cannot convert
@@ -53,12 +53,12 @@ def as_latent(value: ArrayLike, name: str = "z") -> Array:
     return array
 
 
-def _from_torch(value: Any) -> Any:
+def from_torch(value: Any) -> Any:
     """A torch tensor as NumPy takes it: without its gradient, on the CPU, and not in bfloat16."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach().cpu()
         return value.float() if str(value.dtype) == "torch.bfloat16" else value
-    return [_from_torch(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [from_torch(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def as_codes(z: ArrayLike, latent_dim: int | None = None, name: str = "z") -> Array:

@@ -8,6 +8,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_runtime.checks import from_torch
 from vae_runtime.errors import InputError
 from vae_runtime.images import (
     Images,
@@ -41,6 +42,8 @@ def prepare_masked(images: Images, mask: Masks | None, size: int) -> tuple[Pixel
 
 def each_mask(masks: Masks, count: int) -> Sequence[ImageSource | Bits]:
     """A mask for each of `count` pictures: the one for all, or one a picture; InputError for another number."""
+    if hasattr(masks, "detach"):
+        masks = np.asarray(from_torch(masks))
     stacked = isinstance(masks, np.ndarray) and masks.ndim == 3 and masks.shape[-1] not in (1, 3, 4)
     several = isinstance(masks, Iterable) and not isinstance(masks, Mapping) and not is_one_image(cast(Images, masks))
     found = list(cast(Iterable[ImageSource], masks)) if stacked or several else [cast(ImageSource, masks)] * count

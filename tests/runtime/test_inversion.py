@@ -13,7 +13,7 @@ from tiny_model import DIM, SIZE, build_model
 from vae_runtime import VAE, ImageError, InputError
 from vae_runtime.errors import InputTypeError, ModelFileError
 from vae_runtime.inversion import adam, block_means
-from vae_runtime.masks import each_mask, fit_mask
+from vae_runtime.masks import each_mask, fit_mask, prepare_masked
 from vae_runtime.ort.runners import BoundRunner
 from vae_runtime.prior import Prior
 
@@ -296,3 +296,14 @@ def test_the_score_is_the_gradient_of_the_log_density(count, rng):
         np.testing.assert_allclose(score[:, axis], slope, rtol=1e-6, atol=1e-7)
     if not count:
         np.testing.assert_allclose(score, -z)
+
+
+def test_a_mask_may_be_a_tensor():
+    torch = pytest.importorskip("torch")
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    hidden = np.zeros((8, 8), np.bool_)
+    hidden[2:5, 1:3] = True
+    stack = np.stack([hidden, hidden.T])
+    for mask in (hidden, stack):
+        expected = prepare_masked(images, mask, 8)[1]
+        np.testing.assert_array_equal(prepare_masked(images, torch.from_numpy(mask), 8)[1], expected)
