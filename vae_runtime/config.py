@@ -81,7 +81,7 @@ class ModelConfig:
     image_size: int
     """Side S of the square pictures, in pixels."""
     channels: int = 3
-    """Colour channels: RGB."""
+    """Color channels: RGB."""
     latent_dim: int
     """Length of the code z."""
     value_range: tuple[float, float] = (0.0, 1.0)

@@ -148,7 +148,7 @@ def block_means(picture: NDArray[np.float32], factor: int) -> NDArray[np.float32
 
 
 def fill(pixels: Pixels, hidden: Bits, reconstruct: Callable[[Pixels], Pixels], rounds: int = 4) -> Pixels:
-    """Pictures (n, S, S, 3) with a first guess at what is hidden (n, S, S): the mean colour, then the model's own.
+    """Pictures (n, S, S, 3) with a first guess at what is hidden (n, S, S): the mean color, then the model's own.
 
     Encoding and decoding what was filled in, a few times, draws it towards the model's faces: Rezende, Mohamed,
     Wierstra, "Stochastic backpropagation" (2014), appendix F, here without its noise.

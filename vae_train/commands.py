@@ -89,7 +89,8 @@ def train(arguments: argparse.Namespace) -> int:
             print(f"{stop}; a checkpoint is saved, continue with: {again}", file=sys.stderr)
         return stop.exit_status
     if not context.is_main:
-        return 0
+        sys.stderr.flush()
+        os._exit(0)  # threads that gloo leaves behind sometimes abort the interpreter's own shutdown
 
     from vae_train.export.export import export as export_run
     from vae_train.model.figures import FIGURES, draw_exported

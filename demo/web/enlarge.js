@@ -3,7 +3,7 @@
 /** RGBA pixels (size x size) -> ImageData (target x target), target >= size. */
 export function enlarge(pixels, size, target) {
   const taps = lanczos(size, target);
-  const rows = new Float32Array(size * target * 3);
+  const rows = new Uint8ClampedArray(size * target * 3); // clamped and rounded between the passes, as in Pillow
   for (let y = 0; y < size; y++)
     for (let x = 0; x < target; x++) {
       const { start, weights } = taps[x];

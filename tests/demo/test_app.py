@@ -400,7 +400,7 @@ def test_too_many_at_once_are_told_that_the_page_is_busy(address):
     assert set(crowd(urlsplit(address).port, 1, 1).outcomes) == {"ok"}
 
 
-def test_the_colours_of_a_face_survive_the_wire(rng):
+def test_the_colors_of_a_face_survive_the_wire(rng):
     face = rng.integers(0, 256, (9, 9, 3), np.uint8)
     assert np.array_equal(from_uri(to_uri(face)), face)
     with pytest.raises(ValueError, match="PNG data URI"):

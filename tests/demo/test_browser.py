@@ -267,7 +267,11 @@ def test_sliders_change_the_face_live_and_can_be_undone(page, address, services)
     wait_until(page, "#edit-out", service.edit(face, {})[None])
     page.locator(f"#edit-sliders input[data-name='{first}']").fill("2")
     wait_until(page, "#edit-out", service.edit(face, {first: 2.0})[None])
-    page.locator(f"#edit-sliders input[data-name='{second}']").fill("-1.5")
+    slider = page.locator(f"#edit-sliders input[data-name='{second}']")
+    if not slider.is_visible():  # in a group that is folded at first
+        group = page.locator("#edit-sliders details").filter(has=page.locator(f"input[data-name='{second}']"))
+        group.locator("summary").click()
+    slider.fill("-1.5")
     both = service.edit(face, {first: 2.0, second: -1.5})[None]
     wait_until(page, "#edit-out", both)
     page.reload()

@@ -69,10 +69,10 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 def pictures() -> list[bytes]:
     rng, found = np.random.default_rng(0), []
     for mode in ("RGB", "RGBA", "L", "P", "CMYK", "I;16", "1"):
-        colours = rng.integers(0, 256, (19, 23, 3), np.uint8)
-        picture = Image.fromarray(colours).convert("L" if mode == "I;16" else mode)
+        colors = rng.integers(0, 256, (19, 23, 3), np.uint8)
+        picture = Image.fromarray(colors).convert("L" if mode == "I;16" else mode)
         if mode == "I;16":
-            picture = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+            picture = Image.fromarray(colors[..., 0].astype(np.uint16) * 257)
         for kind, options in (
             ("PNG", {}),
             ("JPEG", {"progressive": True}),

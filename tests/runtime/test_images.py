@@ -89,7 +89,7 @@ def test_damaged_exif_keeps_the_picture():
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "PA"])
-def test_colour_modes(mode):
+def test_color_modes(mode):
     kind = "JPEG" if mode == "CMYK" else "PNG"
     source = Image.new("RGB", (16, 16), (255, 255, 255)) if mode == "1" else Image.new("RGB", (16, 16), (102, 102, 102))
     picture = source.convert(mode) if mode != "PA" else source.convert("P").convert("PA")
@@ -110,7 +110,7 @@ def test_transparency_is_blended_and_what_it_hides_stays_hidden():
     assert pixels[3, 3].tolist() == list(images.BACKGROUND)
 
 
-def test_transparent_palette_and_colour_key():
+def test_transparent_palette_and_color_key():
     palette = face().convert("P")
     data = encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))
     assert load_image(data)[0, 0].tolist() == list(images.BACKGROUND)
@@ -126,7 +126,7 @@ def test_16_bit_grey_is_scaled_not_clipped():
 
 
 def test_animations_give_their_first_frame():
-    frames = [Image.new("RGB", (6, 6), colour) for colour in (RED, GREEN, BLUE)]
+    frames = [Image.new("RGB", (6, 6), color) for color in (RED, GREEN, BLUE)]
     for kind in ("GIF", "WEBP", "PNG"):
         options = {"lossless": True} if kind == "WEBP" else {}
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -401,7 +401,7 @@ def test_arrays_of_other_shapes_are_refused(shape):
         load_image(np.zeros(shape, np.uint8))
 
 
-def test_fit_square_keeps_a_fitting_picture_and_cuts_the_centre():
+def test_fit_square_keeps_a_fitting_picture_and_cuts_the_center():
     small = np.asarray(face())[:8, :8]
     assert fit_square(small, 8) is small
     wide = np.full((10, 30, 3), RED, np.uint8)
@@ -485,7 +485,7 @@ def test_png_is_lossless_and_leaves_nothing_else(tmp_path, rng):
 def test_animation(tmp_path, ending):
     if ending == ".webp" and not features.check("webp"):
         pytest.skip("this Pillow has no WebP")
-    frames = np.stack([np.full((8, 8, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)])
+    frames = np.stack([np.full((8, 8, 3), color, np.uint8) for color in (RED, GREEN, BLUE)])
     with Image.open(save_animation(frames, tmp_path / f"walk{ending}", fps=10)) as picture:
         assert picture.n_frames == 3
         assert picture.info["loop"] == 0
@@ -527,14 +527,14 @@ def test_a_webm_that_the_disk_cut_is_not_published(tmp_path, monkeypatch):
 
 def test_webm(tmp_path):
     cv2 = pytest.importorskip("cv2")
-    frames = np.stack([np.full((33, 47, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)])
+    frames = np.stack([np.full((33, 47, 3), color, np.uint8) for color in (RED, GREEN, BLUE)])
     path = save_animation(frames, tmp_path / "walk.webm", fps=10)
     video = cv2.VideoCapture(str(path))
-    for colour in (RED, GREEN, BLUE):
+    for color in (RED, GREEN, BLUE):
         good, frame = video.read()
         assert good
         assert frame.shape == (34, 48, 3)
-        np.testing.assert_allclose(frame[16, 20, ::-1].astype(int), colour, atol=12)
+        np.testing.assert_allclose(frame[16, 20, ::-1].astype(int), color, atol=12)
     assert not video.read()[0]
     assert video.get(cv2.CAP_PROP_FPS) == 10
     assert list(tmp_path.iterdir()) == [path]

@@ -207,7 +207,7 @@ def test_each_picture_has_its_own_mask(vae, faces):
 
 
 def test_a_mask_is_cut_and_resampled_with_its_picture():
-    """32 x 48 -> the middle 32 x 32 -> 8 x 8: a single hidden pixel hides what its colour got into."""
+    """32 x 48 -> the middle 32 x 32 -> 8 x 8: a single hidden pixel hides what its color got into."""
     mask = np.zeros((32, 48), bool)
     mask[9, 8 + 18] = True
     hidden = fit_mask(mask, (32, 48, 3), 8, "mask")
@@ -221,9 +221,9 @@ def test_a_mask_is_cut_and_resampled_with_its_picture():
     assert {*columns} <= {3, 4, 5}
 
 
-def test_a_colour_array_is_one_mask_and_a_stack_is_many(rng):
-    colour, stack = np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8), bool)
-    assert len(each_mask(colour, 5)) == 5
+def test_a_color_array_is_one_mask_and_a_stack_is_many(rng):
+    color, stack = np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8), bool)
+    assert len(each_mask(color, 5)) == 5
     assert [mask.shape for mask in each_mask(stack, 2)] == [(8, 8)] * 2
 
 

@@ -137,7 +137,7 @@ def test_draws_of_a_flow_are_as_likely_as_it_says(rng):
         assert share == pytest.approx(expected, abs=0.006)
 
 
-def test_cold_draws_of_a_flow_are_its_centre(rng):
+def test_cold_draws_of_a_flow_are_its_center(rng):
     prior = bent(rng)
     np.testing.assert_allclose(prior.sample(3, rng=0, temperature=0), np.tile(prior.center, (3, 1)), atol=1e-5)
     assert prior.kind == "a flow over 3 Gaussians"

@@ -81,7 +81,7 @@ def test_fewer_codes_than_a_fit_needs_leave_the_prior(rng):
     assert set(scores) == {"unit"}
 
 
-def test_directions_find_labels_and_colours(rng):
+def test_directions_find_labels_and_colors(rng):
     n = 600
     glasses, hair = rng.random(n) < 0.5, rng.integers(0, 3, n)
     pixels = rng.integers(0, 60, (n, 3, 32, 32)).astype(np.uint8)

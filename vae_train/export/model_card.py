@@ -118,7 +118,7 @@ python -m vae_train {command(trained, data.name) if refined is None else refine_
 ## Figures
 
 On the held-out 5 % of the same source, at the end of training. Nats are per image: the sum of squared errors, or a
-Gaussian with the variance that fits best, plus the KL divergence. Bits per dimension are for 8-bit colours under that
+Gaussian with the variance that fits best, plus the KL divergence. Bits per dimension are for 8-bit colors under that
 Gaussian. PSNR is that of decode(mu).
 
 {_figures(config)}

@@ -17,7 +17,7 @@ from vae_runtime.latent import LOGVAR_RANGE
 from vae_train.model.metrics import laplacian_pyramid
 
 ROUNDING_VARIANCE = (1 / 255) ** 2 / 12
-"""Of 8-bit pixels around the colours that they stand for: no likelihood can be sharper."""
+"""Of 8-bit pixels around the colors that they stand for: no likelihood can be sharper."""
 
 
 def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def negative_elbo(reconstruction: Tensor, kl: Tensor, beta: Tensor | float = 1.0
 
 
 def bits_per_dim(squared_error: float, kl: float, dimensions: int) -> float:
-    """The bound in bits for each 8-bit colour value, under N(x_hat, sigma^2) with the sigma that fits best.
+    """The bound in bits for each 8-bit color value, under N(x_hat, sigma^2) with the sigma that fits best.
 
     squared_error, kl: means per image, of a sampled z. sigma^2 = squared_error / D, so the bound is
     1/2 log2(2 pi e sigma^2) + KL / (D ln 2) + 8 (Rybkin, Daniilidis, Levine, "Simple and effective VAE training with
@@ -120,7 +120,7 @@ def patch_distance(reconstruction: Tensor, image: Tensor, kernels: Tensor) -> Te
     """(n, 3, S, S) twice, in [0, 1], and (K, 3, 7, 7) of `patch_kernels` -> how unlike their textures are, a scalar.
 
     The sliced Wasserstein distance of the 7 x 7 patches of one set of pictures to those of the other, the mean over the
-    levels of a Laplacian pyramid, in standard deviations of the level's colours: what Karras et al. 2018, section 5,
+    levels of a Laplacian pyramid, in standard deviations of the level's colors: what Karras et al. 2018, section 5,
     measure, as a loss (Heitz et al., "A sliced Wasserstein loss for neural texture synthesis", 2021; that a convolution
     with random kernels projects all patches at once is of Elnekave & Weiss, "Generating natural images with direct
     patch distributions matching", 2022). Patches are compared with those at the same place of other pictures: over all

@@ -66,7 +66,7 @@ def sliced_wasserstein(images: Tensor, others: Tensor, seed: int = 0) -> dict[in
     """Sliced Wasserstein distance x 1000 of two sets of pictures, by the side of each pyramid level.
 
     images, others: uint8 (n, 3, S, S), of equal n. Karras, Aila, Laine, Lehtinen, "Progressive growing of GANs" (2018),
-    section 5: 7 x 7 patches of a Laplacian pyramid, down to 16 pixels, each colour normalised over the set, compared
+    section 5: 7 x 7 patches of a Laplacian pyramid, down to 16 pixels, each color normalized over the set, compared
     along random directions.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ def _pyramid(pixels: Tensor) -> list[Tensor]:
 
 
 def _descriptors(level: Tensor, generator: torch.Generator) -> Tensor:
-    """(n * PATCHES_AN_IMAGE, 3 * 49): patches at random places, each colour with mean 0 and deviation 1."""
+    """(n * PATCHES_AN_IMAGE, 3 * 49): patches at random places, each color with mean 0 and deviation 1."""
     n, side = len(level), level.shape[-1]
     corners = torch.randint(0, side - PATCH + 1, (2, n, PATCHES_AN_IMAGE, 1, 1), generator=generator)
     ramp = torch.arange(PATCH)
