@@ -319,6 +319,7 @@ def test_another_model_is_what_every_tab_shows_also_after_a_reload(page, address
     open_tab(page, address, "edit")
     upload(page, "#edit-in", save_png(face, tmp_path / "me.png"))
     wait_until(page, "#edit-out", services[0].edit(face, {})[None])
+    page.wait_for_function("history.state?.animeVAE?.tabs?.edit?.face?.src")  # noted after the answer is shown
     choose_model(page, "tiny")
     page.locator("#edit-sliders input[data-name=smile]").wait_for()
     expected = model_faces(services[1], face)
@@ -329,6 +330,7 @@ def test_another_model_is_what_every_tab_shows_also_after_a_reload(page, address
         page.get_by_role("tab", name=TITLES["edit"], exact=True).click()
         page.locator("#edit-sliders input[data-name=smile]").wait_for()
         assert page.locator("#edit-sliders input[data-name=brightness]").count() == 0
+        page.wait_for_function("history.state?.animeVAE?.tab === 'edit' && history.state.animeVAE.model === 'tiny'")
         page.reload()
         on_tab(page, "edit")
     page.locator("#edit-sliders input[data-name=smile]").fill("3")
