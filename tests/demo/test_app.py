@@ -66,7 +66,7 @@ def test_interpolate_gives_the_way_and_the_square(client, vaes, faces):
     assert square == []
 
 
-@pytest.mark.parametrize("kind", ["webm", "gif", "webp"])
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("webm", "gif")), "webp"])
 def test_a_loop_is_a_file_to_keep(client, faces, kind):
     pytest.importorskip("cv2")
     film = client.predict(BUNDLED, *faces[1][:2], None, None, "slerp", kind, api_name="/loop")
@@ -366,6 +366,7 @@ def test_a_file_beyond_the_limit_is_not_taken(address):
     assert refused.value.code == 413
 
 
+@pytest.mark.slow
 def test_visitors_never_see_each_others_pictures(address, vaes, tmp_path):
     """Two clients, interleaved: each answer is that of its own picture."""
     from gradio_client import Client, handle_file
@@ -386,6 +387,7 @@ def test_visitors_never_see_each_others_pictures(address, vaes, tmp_path):
         assert list(pool.map(visit, (0, 1))) == [25, 25]
 
 
+@pytest.mark.slow
 def test_a_crowd_meets_no_error(address):
     """The short form of tests/demo/load.py: eight visitors, three kinds of requests, every answer the right one."""
     tally = crowd(urlsplit(address).port, 8, 4)
@@ -393,6 +395,7 @@ def test_a_crowd_meets_no_error(address):
     assert tally.outcomes["ok"] >= 16
 
 
+@pytest.mark.slow
 def test_too_many_at_once_are_told_that_the_page_is_busy(address):
     """More requests than the queue holds: some are answered, the others are told, none is lost."""
     tally = crowd(urlsplit(address).port, 120, 2)

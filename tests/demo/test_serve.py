@@ -58,6 +58,7 @@ def test_the_environment_says_where_to_listen(folder):
         assert json.load(answer)["title"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("mcp") is not None, reason="the package mcp is there")
 def test_mcp_without_its_package_says_what_to_install(folder):
     done = start(folder, "--mcp", "--port", str(free_port()))

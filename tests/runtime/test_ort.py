@@ -188,7 +188,8 @@ os._exit(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.parametrize("locks", [pytest.param("free", marks=pytest.mark.slow), "held"])
+@pytest.mark.slow
+@pytest.mark.parametrize("locks", ["free", "held"])
 def test_a_child_that_is_forked_while_threads_run_can_run_in_threads(locks):
     """One of its threads opens the sessions, the others wait for it; locks that the parent held do not count."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(CLASSIC), locks]

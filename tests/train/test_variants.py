@@ -196,26 +196,26 @@ def test_limits_are_limits():
         assert dataclasses.replace(cost, **wrong).misses()
 
 
-def test_other_pictures_are_refused_and_nothing_is_changed(plain, tmp_path):
+def test_other_pictures_are_refused_and_nothing_is_changed(exported, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(plain, folder)
+    shutil.copytree(exported, folder)
     other = load_faces("avatars", 32, 20)
     with pytest.raises(UsageError, match="not the pictures that blobs-32 was trained on"):
         add_variants(folder, other, ("fp16",), SECONDS)
-    assert {path.name for path in folder.iterdir()} == {path.name for path in plain.iterdir()}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in exported.iterdir()}
 
 
-def test_a_damaged_model_is_named_by_its_own_path(plain, faces, tmp_path):
+def test_a_damaged_model_is_named_by_its_own_path(exported, faces, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(plain, folder)
+    shutil.copytree(exported, folder)
     (folder / "encoder.onnx").write_bytes(b"")
     with pytest.raises(ModelFileError, match=re.escape(str(folder / "encoder.onnx"))):
         add_variants(folder, faces, ("fp16",), SECONDS)
 
 
-def test_an_export_without_pictures_has_no_variants(run, tmp_path):
+def test_an_export_without_pictures_has_no_variants(finished, tmp_path):
     with pytest.raises(UsageError, match="--variants: needs the pictures of the run"):
-        export(run, tmp_path / "out", variants=("fp16",))
+        export(finished, tmp_path / "out", variants=("fp16",))
     assert not (tmp_path / "out").exists()
 
 
