@@ -37,13 +37,18 @@ collect_ignore_glob = [] if find_spec("gradio") else ["test_*.py"]  # the extra 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what drives a browser. Gradio's client leaves sockets and event loops to the garbage collector."""
+    """Mark what drives a browser, or builds or serves a page of its own.
+
+    Gradio's client leaves sockets and event loops to the garbage collector.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
-            if "page" in getattr(item, "fixturenames", ()):
+            fixtures = set(getattr(item, "fixturenames", ()))
+            if "page" in fixtures:
                 item.add_marker(pytest.mark.browser)
+            if fixtures & {"page", "site", "strict"}:
                 item.add_marker(pytest.mark.slow)
 
 

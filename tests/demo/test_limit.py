@@ -123,7 +123,6 @@ def post(address: str, path: str, forwarded: str) -> tuple[int, str, str]:
         return error.code, error.read().decode(), error.headers["Retry-After"] or ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", ["gradio_api/call/evolve", "gradio_api/upload", "gradio_api/queue/join", "nowhere"])
 def test_every_door_is_counted(strict, path):
     visitor = f"203.0.113.{len(path)}"
@@ -144,7 +143,6 @@ def test_the_page_says_the_sentence(strict, page):
     page.get_by_text(SENTENCE).first.wait_for()
 
 
-@pytest.mark.slow
 def test_the_client_of_the_api_is_told(strict):
     for _ in range(ALLOWED + 1):
         said = call(strict, "evolve", ["tiny", "7"])

@@ -69,7 +69,6 @@ def until_changed(page, canvas: str, before: str) -> None:
     )
 
 
-@pytest.mark.slow
 def test_the_page_has_the_golden_vectors_of_the_export(site, folder):
     name = bundled_model().name
     for model, place in ((bundled_model(), site / "models" / name), (folder, site / "models" / "tiny")):

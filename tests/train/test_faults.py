@@ -164,7 +164,7 @@ def test_a_run_inside_its_data_is_refused(faces_zip, tmp_path, capsys):
     assert not (tmp_path / "faces" / "runs").exists()
 
 
-def test_a_disk_that_cannot_flush_folders_costs_one_warning(config, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_cannot_flush_folders_costs_one_warning(tmp_path, monkeypatch, capsys):
     real = os.fsync
 
     def refuse(descriptor: int) -> None:
@@ -173,10 +173,9 @@ def test_a_disk_that_cannot_flush_folders_costs_one_warning(config, tmp_path, mo
         real(descriptor)
 
     monkeypatch.setattr(checkpoint.os, "fsync", refuse)
-    train(config, tmp_path / "run", CPU)
-    said = capsys.readouterr().err
-    assert said.count(f"warning: {tmp_path / 'run' / CHECKPOINTS}:") == 1
-    assert len(read_metrics(tmp_path / "run")) == 3
+    for step in (1, 2):
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(step, {}, {}))
+    assert capsys.readouterr().err.count(f"warning: {tmp_path}:") == 1
 
 
 def test_a_folder_flush_that_means_lost_data_is_an_error(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_the_loss_falls(finished):
     assert records[-1]["train_negative_elbo"] < 0.95 * records[0]["train_negative_elbo"]
 
 
+@pytest.mark.slow
 def test_the_seed_decides(finished, config, tmp_path):
     train(config, tmp_path / "again", CPU)
     assert_same_run(finished, tmp_path / "again")
@@ -143,8 +145,7 @@ def test_more_epochs_go_on_where_the_run_ended(finished, config, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(finished, config, tmp_path, capsys):
-    run = tmp_path / "damaged"
-    train(config, run, CPU)
+    run = shutil.copytree(finished, tmp_path / "damaged")
     newest = max((run / CHECKPOINTS).glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-1])
     train(config, run, CPU, resume=True)
