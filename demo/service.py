@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from demo.evolution import Lineage, replay
 from vae_runtime import VAE, InputError, kl_divergence, load_image
 from vae_runtime.checks import Array
 from vae_runtime.figures import enlarge
-from vae_runtime.images import Images, Pixels
+from vae_runtime.images import Images, Pixels, psnr
 from vae_runtime.latent import Method, analogy, grid, path
 
 MAX_SEED = 2**31 - 1
@@ -160,7 +159,7 @@ class Service:
         mu, logvar = self.vae.encode(original)
         face = self.vae.decode(mu)[0]
         kl = kl_divergence(mu[0][:, None], logvar[0][:, None])
-        return Reconstruction(original[0], face, psnr(original[0], face), mu[0], kl)
+        return Reconstruction(original[0], face, float(psnr(original[0], face)), mu[0], kl)
 
     def invert(self, picture: Pixels, steps: object = 200) -> tuple[Pixels, Pixels]:
         """The picture as the model sees it, and its reconstruction from the code that fits best: (S, S, 3) each."""
@@ -291,12 +290,6 @@ def strongest(vae: VAE, count: int, samples: int = 512) -> NDArray[np.float32]:
     best = turns[:, np.argsort(strength)[::-1][:count]]
     best = best * np.where(best.T @ response.sum(axis=1) < 0, -1, 1)
     return np.asarray(best.T @ factor.T, np.float32)
-
-
-def psnr(first: Pixels, second: Pixels) -> float:
-    """Peak signal-to-noise ratio of two pictures in dB; infinite when they are equal."""
-    error = float(np.square(first.astype(np.float64) / 255 - second.astype(np.float64) / 255).mean())
-    return -10 * math.log10(error) if error else math.inf
 
 
 def enlarged(faces: Pixels, side: int) -> Pixels:

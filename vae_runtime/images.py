@@ -337,3 +337,13 @@ def to_pixels(pictures: NDArray[np.float32]) -> Pixels:
     pixels = np.empty((len(scaled), *scaled.shape[2:], scaled.shape[1]), np.uint8)
     np.copyto(pixels, scaled.transpose(0, 2, 3, 1), casting="unsafe")
     return pixels
+
+
+def psnr(images: Pixels, targets: Pixels) -> NDArray[np.float64]:
+    """PSNR in dB of pictures (..., H, W, 3) to their targets: (...), infinite where they are equal.
+
+    `vae_train.model.metrics.psnr` is the same for tensors in [0, 1].
+    """
+    error = np.square(images.astype(np.float64) - targets).mean(axis=(-3, -2, -1))
+    with np.errstate(divide="ignore"):
+        return np.asarray(10 * np.log10(255**2 / error))

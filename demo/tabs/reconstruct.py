@@ -9,9 +9,9 @@ import gradio as gr
 import numpy as np
 
 from demo.components import Compare, FaceGrid, FaceInput, Selection
-from demo.service import MAX_STEPS, Reconstruction, Service, psnr
+from demo.service import MAX_STEPS, Reconstruction, Service
 from demo.tabs.base import PRIVATE, Page, State, Tab, friendly, headline, require_picture
-from vae_runtime.images import Pixels
+from vae_runtime.images import Pixels, psnr
 
 BARS = 48
 """Latents in the chart."""

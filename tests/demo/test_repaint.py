@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from demo.components.data_uri import from_uri, mask_from_uri, to_uri
-from demo.service import MAX_STEPS, psnr
+from demo.service import MAX_STEPS
 from tests.demo.test_app import BUNDLED, TINY, call, leaks, tall
 from tests.demo.test_browser import choose_model, open_tab, wait_until
 from vae_runtime import save_png
+from vae_runtime.images import psnr
 
 
 @pytest.fixture(autouse=True)

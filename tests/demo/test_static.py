@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.service import psnr
 from demo.space import main
 from demo.static_site import ORT_FILES
 from tests.demo.conftest import serving_files
 from vae_runtime import InputError, ModelFileError, save_png
 from vae_runtime.hub import bundled_model
+from vae_runtime.images import psnr
 from vae_runtime.prior import text_code
 
 

@@ -15,7 +15,7 @@ from PIL import Image, features
 from vae_runtime import figures, images
 from vae_runtime.errors import ImageError, InputError, InputTypeError, VAEError
 from vae_runtime.figures import image_grid, save_animation, save_png
-from vae_runtime.images import fit_square, load_image
+from vae_runtime.images import fit_square, load_image, psnr
 
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (30, 40, 220)
 
@@ -538,3 +538,12 @@ def test_webm(tmp_path):
     assert not video.read()[0]
     assert video.get(cv2.CAP_PROP_FPS) == 10
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_psnr_is_that_of_the_definition():
+    black = np.zeros((2, 4, 4, 3), np.uint8)
+    assert (psnr(black, black) == np.inf).all()
+    assert (psnr(black, black + np.uint8(255)) == 0).all()
+    found = psnr(black, black + np.uint8(51))
+    assert found.shape == (2,)
+    np.testing.assert_allclose(found, 20 * np.log10(5))

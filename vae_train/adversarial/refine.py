@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ from vae_train.engine.device import choose_precision, describe_device
 from vae_train.engine.distributed import SINGLE_PROCESS
 from vae_train.engine.held_out import evaluate_held_out
 from vae_train.engine.initial import load_initial
-from vae_train.engine.logger import Logger, read_metrics
+from vae_train.engine.logger import Logger, make_bar, read_metrics
 from vae_train.engine.rng import REFINE, make_generator
 from vae_train.engine.run_folder import (
     Interrupted,
@@ -51,7 +50,7 @@ from vae_train.engine.run_folder import (
     disk_may_refuse,
     lock_run,
 )
-from vae_train.engine.state import CHECKPOINTS, load_weights
+from vae_train.engine.state import CHECKPOINTS, load_weights, optimizer_tensors, restore_optimizer
 from vae_train.engine.train import describe_data, find_checkpoint
 from vae_train.errors import TrainingError, UsageError
 from vae_train.export.fit_latents import fit_latents
@@ -184,7 +183,7 @@ def refine(
         steps, epoch = -(-config.images // config.batch_size), max(1, len(real) // config.batch_size)
         logger = Logger(run, [line for line in read_metrics(run) if line["epoch"] <= state.step // epoch], False)
         codes = torch.from_numpy(prior.sample(SHEET, rng=0)).to(device)
-        with make_bar(state, config, steps) as bar:
+        with make_bar(steps * config.batch_size, state.step * config.batch_size) as bar:
             while state.step < steps:
                 try:
                     train_until(min(steps, (state.step // epoch + 1) * epoch), state, setup, bar, stop)
@@ -383,11 +382,7 @@ def save(state: State, epoch: int, data: dict[str, Any], run: Path) -> None:
     for name, part in _parts(state).items():
         tensors |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
     for name, optimizer in _optimizers(state).items():
-        tensors |= {
-            f"{name}.{index}.{key}": value
-            for index, moments in optimizer.state_dict()["state"].items()
-            for key, value in moments.items()
-        }
+        tensors |= optimizer_tensors(optimizer, name)
     if not all(value.isfinite().all() for value in tensors.values()):
         raise TrainingError(f"step {state.step}: weights that are not finite; the last good checkpoint stays in {run}")
     position = {"epoch": state.step // epoch, "seconds": state.seconds, "data": data}
@@ -401,15 +396,7 @@ def restore(state: State, saved: Checkpoint) -> None:
     critic = {name.removeprefix("critic."): v for name, v in saved.tensors.items() if name.startswith("critic.")}
     state.critic.load_state_dict(critic)
     for name, optimizer in _optimizers(state).items():
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in saved.tensors.items():
-            prefix, _, rest = key.partition(".")
-            if prefix == name:
-                index, _, moment = rest.partition(".")
-                moments.setdefault(int(index), {})[moment] = (
-                    value.contiguous(memory_format=CHANNELS_LAST) if value.ndim == 4 else value
-                )
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        restore_optimizer(optimizer, name, saved.tensors)
     state.sums.copy_(saved.tensors["sums"])
     state.step, state.seconds = saved.step, float(saved.state["seconds"])
 
@@ -447,19 +434,6 @@ def draw_sheet(state: State, codes: Tensor, run: Path) -> None:
     height = len(sheet) // (len(codes) // _COLUMNS)
     rows = [load_image(path)[:height] for path in sorted(folder.glob("*.png"))]
     save_png(np.concatenate(rows), run / FIGURES / "progress.png")
-
-
-def make_bar(state: State, config: RefineConfig, steps: int) -> tqdm[Any]:
-    """The progress bar; rarely updated where it goes into a log file."""
-    interactive = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
-        total=steps * config.batch_size,
-        initial=state.step * config.batch_size,
-        unit="img",
-        unit_scale=True,
-        mininterval=0.2 if interactive else 10.0,
-        disable=sys.stderr is None,
-    )
 
 
 def describe(record: dict[str, Any]) -> str:

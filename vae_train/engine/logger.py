@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 METRICS_FILE = "metrics.jsonl"
 EVENTS = "events"
 
@@ -106,3 +108,16 @@ def _events(folder: Path, epochs: int) -> Any:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record) + "\n"
+
+
+def make_bar(images: int, done: int = 0, shown: bool = True) -> tqdm[Any]:
+    """The progress bar of a run, in images; rarely updated where it goes into a log file."""
+    interactive = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(
+        total=images,
+        initial=done,
+        unit="img",
+        unit_scale=True,
+        mininterval=0.2 if interactive else 10.0,
+        disable=sys.stderr is None or not shown,
+    )

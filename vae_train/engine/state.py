@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,9 +92,7 @@ def save(
     """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
-    names = [name for name, _ in state.model.named_parameters()]
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in moments.items()}
+    tensors |= optimizer_tensors(state.optimizer, "optimizer", _parameter_names(state.model))
     tensors["tally"] = state.sums  # the key that this format has always had
     position: dict[str, Any] = {"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "data": data}
     if not all(value.isfinite().all() for value in tensors.values()):
@@ -110,15 +109,7 @@ def restore(state: State, saved: Checkpoint) -> None:
     """
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(state.model.named_parameters()):
-        prefix = f"optimizer.{name}."
-        moments[index] = {
-            key.removeprefix(prefix): value.contiguous(memory_format=CHANNELS_LAST) if value.ndim == 4 else value
-            for key, value in saved.tensors.items()
-            if key.startswith(prefix)
-        }
-    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    restore_optimizer(state.optimizer, "optimizer", saved.tensors, _parameter_names(state.model))
     state.epoch, state.batch = int(saved.state["epoch"]), int(saved.state["batch"])
     state.seconds = float(saved.state["seconds"])
     state.sums.copy_(saved.tensors["tally"])
@@ -137,3 +128,33 @@ def load_weights(model: VAE, saved: Checkpoint, kind: Literal["model", "average"
     if {name: value.shape for name, value in weights.items()} != wanted:
         raise CheckpointError("the checkpoint holds the weights of another network than config.json describes")
     model.load_state_dict(weights)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """An optimizer's moments as tensors of a checkpoint, "prefix.name.moment".
+
+    names: of its parameters; by default they are numbered from 0.
+    """
+    return {
+        f"{prefix}.{names[index] if names else index}.{moment}": value
+        for index, moments in optimizer.state_dict()["state"].items()
+        for moment, value in moments.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor], names: Sequence[str] = ()
+) -> None:
+    """Put what `optimizer_tensors` returned for the same prefix and names back into an optimizer."""
+    indices = {name: index for index, name in enumerate(names)}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{prefix}."):
+            name, _, moment = key.removeprefix(f"{prefix}.").rpartition(".")
+            kept = value.contiguous(memory_format=CHANNELS_LAST) if value.ndim == 4 else value
+            moments.setdefault(indices[name] if names else int(name), {})[moment] = kept
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _parameter_names(model: VAE) -> list[str]:
+    return [name for name, _ in model.named_parameters()]

@@ -31,7 +31,7 @@ from vae_train.engine.distributed import SINGLE_PROCESS, DistributedContext, pro
 from vae_train.engine.held_out import draw, evaluate_held_out
 from vae_train.engine.initial import load_initial
 from vae_train.engine.loader import Loader
-from vae_train.engine.logger import Logger, read_metrics
+from vae_train.engine.logger import Logger, make_bar, read_metrics
 from vae_train.engine.run_folder import (
     SKIPPED_FILE,
     Interrupted,
@@ -84,7 +84,9 @@ def train(
         test_pixels = torch.from_numpy(faces.pixels[held_out]).to(device)
         shown, last_drawn, warned = to_pixels(test_pixels[:64]), -math.inf, set[Path]()
 
-        with process_group(context), catch_signals(context) as stop, make_bar(config, loader) as bar:
+        images = config.epochs * loader.batches * config.batch_size
+        bar = make_bar(images, shown=context.is_main)
+        with process_group(context), catch_signals(context) as stop, bar:
             state = make_state(config, device, context)
             if saved is not None:
                 restore(state, saved)
@@ -294,16 +296,3 @@ def report(config: TrainConfig, faces: Faces, held_out: NDArray[np.bool_], loade
         reasons = [f"{len(faces.unreadable)} unreadable"] * bool(faces.unreadable)
         reasons += [summarize(faces.skipped)] * bool(faces.skipped)
         print(f"left out: {'; '.join(reasons)}; all of them are listed in {run / SKIPPED_FILE}", file=sys.stderr)
-
-
-def make_bar(config: TrainConfig, loader: Loader) -> tqdm[Any]:
-    """The progress bar, of the main process alone; rarely updated where it goes into a log file."""
-    interactive = sys.stderr is not None and sys.stderr.isatty()
-    total = config.epochs * loader.batches * config.batch_size
-    return tqdm(
-        total=total,
-        unit="img",
-        unit_scale=True,
-        mininterval=0.2 if interactive else 10.0,
-        disable=sys.stderr is None or not loader.context.is_main,
-    )

@@ -323,16 +323,14 @@ def card_section(figures: dict[str, Any], source: str, which: str) -> str:
         ("SWD x 1000, reconstructions", "swd_reconstructions", "{:.1f}"),
         ("SWD x 1000, one half of the pictures to the other", "swd_real_halves", "{:.1f}"),
     ]
-    lines = [f"| {name} | {form.format(figures[key])} |" for name, key, form in rows if key in figures]
     judged = f"\n\n{_new_faces_section(figures)}" if "new_faces" in figures else ""
-    table = "\n".join(["| | |", "|---|---|", *lines])
     return f"""## Measured on the exported graphs
 
 {figures["images"]} pictures of `{source}` ({which}), through ONNX Runtime. SWD is the sliced Wasserstein distance of
 Laplacian-pyramid patches (Karras et al. 2018); the bound is over {figures["importance_images"]} of the pictures, with
 {SAMPLES} draws of z each (Burda et al. 2016).
 
-{table}{judged}"""
+{_table(figures, rows)}{judged}"""
 
 
 def _new_faces_section(figures: dict[str, Any]) -> str:
@@ -348,17 +346,20 @@ def _new_faces_section(figures: dict[str, Any]) -> str:
         ("median PSNR to the nearest training picture, dB", "nearest_psnr", "{:.1f}"),
         ("the same of real held-out faces, dB", "real_nearest_psnr", "{:.1f}"),
     ]
-    found = [(name, f"new_faces_{key}", form) for name, key, form in rows if f"new_faces_{key}" in figures]
-    table = "\n".join(
-        ["| | |", "|---|---|", *(f"| {name} | {form.format(figures[key])} |" for name, key, form in found)]
-    )
+    named = [(name, f"new_faces_{key}", form) for name, key, form in rows]
     return f"""### New faces
 
 {figures["new_faces"]:.0f} samples against as many of these pictures, by the features of an EfficientNet-Lite2 trained
 on ImageNet, which no training of this model has used. A face repeats another if it is nearer to it than 99 of 100 real
 faces are to each other.
 
-{table}"""
+{_table(figures, named)}"""
+
+
+def _table(figures: dict[str, Any], rows: list[tuple[str, str, str]]) -> str:
+    """A Markdown table of those figures that are there. rows: label, name of the figure and its format."""
+    lines = [f"| {label} | {form.format(figures[name])} |" for label, name, form in rows if name in figures]
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def save_json(figures: dict[str, Any], path: Path) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vae_runtime.images import Pixels
+from vae_runtime.images import Pixels, psnr
 from vae_runtime.inversion import fill
 from vae_runtime.model import VAE
 from vae_runtime.prior import Codes
 from vae_train.model.figures import draw_rows
-from vae_train.model.metrics import psnr
 
 NOISE = 0.2
 """Standard deviation of the noise, for pixels in [0, 1]."""
@@ -68,10 +66,9 @@ def psnrs(pictures: dict[str, Pixels]) -> dict[str, float]:
     found = {}
     for name, each in pictures.items():
         if name != "original":
-            pair = [torch.from_numpy(part / 255) for part in (each, originals)]
-            if name.startswith("hole") or name == "inpainted":
-                pair = [part[:, mask] for part in pair]
-            found[name] = psnr(*pair).mean().item()
+            hole = name.startswith("hole") or name == "inpainted"
+            pair = (part[:, None, mask] if hole else part for part in (each, originals))
+            found[name] = float(psnr(*pair).mean())
     return found
 
 
