@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 CACHE_VARIABLE = "ANIME_VAE_CACHE"
 """Environment variable that names the cache folder."""
@@ -41,6 +42,22 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed; False if another holder has it. True where there are no locks: Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a network disk without locks
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+    return True
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:

@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vae_runtime.errors import ImageError, InputError, ModelFileError
-from vae_runtime.files import sync, write_atomically
+from vae_runtime.files import lock, sync, write_atomically
 
 T = TypeVar("T")
 
@@ -132,8 +132,8 @@ class CodesFile:
     ) -> None:
         """Create the two files, or open them to append with `resume`.
 
-        Raises InputError if one of them exists without `resume`, or if another model or variant wrote them;
-        ModelFileError if they are damaged, or not such files.
+        Raises InputError if one of them exists without `resume`, if another model or variant wrote them, or if another
+        process is writing them; ModelFileError if they are damaged, or not such files.
         """
         self.path, self.latent_dim, self.count = Path(path), latent_dim, 0
         self.names_path = self.path.with_suffix(".names.jsonl")
@@ -141,19 +141,24 @@ class CodesFile:
         exists = [file for file in (self.path, self.names_path) if file.exists()]
         if exists and not resume:
             raise InputError(f"{exists[0]}: exists already; resume to append to it, or choose another name")
-        self._created = not exists
-        if self.names_path in exists:
-            _check_origin(self.names_path, origin, alone=self.path not in exists)
-        elif exists:
+        if exists == [self.path]:
             raise InputError(f"{self.path}: has no {self.names_path.name} beside it; choose another name")
-        else:
-            write_atomically(self.names_path, json.dumps(origin) + "\n")
-        if self.path in exists:
-            self.count = len(open_codes(self.path, latent_dim))
-        else:
-            write_atomically(self.path, self._header(0))
-        self._rows, self._names = self.path.open("r+b"), self.names_path.open("r+b")
+        self._created = not exists
+        self._files = contextlib.ExitStack()
+        self._names = self._files.enter_context(self.names_path.open("xb+" if self._created else "rb+"))
+        if not lock(self._names):
+            self._files.close()
+            raise InputError(f"{self.path}: another process is writing it; wait for it, or choose another name")
         try:
+            if self._created:
+                self._names.write(json.dumps(origin).encode() + b"\n")
+                self._names.flush()
+            else:
+                _check_origin(self.names_path, origin, alone=self.path not in exists)
+            if self.path not in exists:
+                write_atomically(self.path, self._header(0))
+            self.count = len(open_codes(self.path, latent_dim))
+            self._rows = self._files.enter_context(self.path.open("rb+"))
             self._trim()
         except BaseException:
             self.close()
@@ -161,6 +166,7 @@ class CodesFile:
 
     def _trim(self) -> None:
         """Cut what an interrupted run wrote behind the last row that the header counts."""
+        self._names.seek(0)
         for _ in range(1 + self.count):
             if not self._names.readline().endswith(b"\n"):
                 raise ModelFileError(f"{self.names_path}: fewer names than {self.path} has rows; choose another name")
@@ -203,9 +209,8 @@ class CodesFile:
 
     def close(self) -> None:
         """Close both files; remove them if they are new and without a row."""
-        for file in (self._rows, self._names):
-            with contextlib.suppress(OSError):  # what a full disk refused does not count; `append` has raised
-                file.close()
+        with contextlib.suppress(OSError):  # what a full disk refused does not count; `append` has raised
+            self._files.close()
         if self._created and self.count == 0:
             self.path.unlink(missing_ok=True)
             self.names_path.unlink(missing_ok=True)

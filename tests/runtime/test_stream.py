@@ -202,6 +202,18 @@ def test_names_without_codes_and_codes_without_names_are_kept(tmp_path, rng):
         left.unlink()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no locks on this system")
+def test_codes_have_one_writer_at_a_time(tmp_path, rng):
+    out, rows = tmp_path / "codes.npy", rng.normal(size=(2, DIM)).astype(np.float32)
+    with CodesFile(out, DIM, model_id="m") as codes:
+        codes.append(["a", "b"], rows)
+        with pytest.raises(InputError, match=r"codes\.npy: another process"):
+            CodesFile(out, DIM, model_id="m", resume=True)
+        codes.append(["c", "d"], rows)
+    with CodesFile(out, DIM, model_id="m", resume=True) as codes:
+        assert codes.done() == set("abcd")
+
+
 def test_a_folder_without_readable_pictures_leaves_no_file(tmp_path, tiny):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.png").write_bytes(b"no picture")
