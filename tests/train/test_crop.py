@@ -106,6 +106,16 @@ def test_faces_found_at_two_sizes_are_one():
     np.testing.assert_allclose(box, (400, 200, 300, 1), atol=2)
 
 
+def test_a_square_around_a_found_face_is_no_other_face():
+    likely = {(600, 300, 100): 0.9, (450, 200, 400): 0.6, (100, 100, 100): 0.5, (160, 160, 100): 0.4}
+
+    def detect(memory):
+        return [{"face_box": (*box, 0), "likelihood": each} for box, each in likely.items() if memory.xsize == 1600]
+
+    found = find_faces(np.zeros((1200, 1600, 3), np.uint8), detect)
+    assert [tuple(box)[:3] for box in found] == [(600, 300, 100), (100, 100, 100), (160, 160, 100)]
+
+
 def drawn_face() -> Image.Image:
     """Crude, but with what the detector looks for: hair, a pale face, large dark eyes, a mouth."""
     scale = 4

@@ -31,14 +31,9 @@ MIN_SIDE = 64
 MAX_SIDE = 256
 """Side to which larger squares are reduced: four times what the largest preset is trained on."""
 
-_SCALES = (
-    2048,
-    1024,
-    512,
-    256,
-)  # longest sides at which faces are looked for: large ones are found in small pictures only
+_SCALES = (2048, 1024, 512, 256)  # longest sides at which faces are looked for: large ones show in small pictures only
 _SMALLEST = 96  # pixels of the shorter side below which nothing is looked for
-_OVERLAP = 0.3  # intersection over union from which on two boxes are one face
+_OVERLAP = 0.5  # share of the smaller of two boxes that lies in the other, from which on only one is a face
 _THUMBNAIL, _COLUMNS, _ROWS = 64, 16, 12
 
 
@@ -51,11 +46,10 @@ class Box(NamedTuple):
     likelihood: float
 
     def overlap(self, other: Box) -> float:
-        """Intersection over union."""
+        """The share of the smaller box that lies in the other: 1 if it lies within, as no face lies within another."""
         width = min(self.left + self.side, other.left + other.side) - max(self.left, other.left)
         height = min(self.top + self.side, other.top + other.side) - max(self.top, other.top)
-        shared = max(width, 0.0) * max(height, 0.0)
-        return shared / (self.side**2 + other.side**2 - shared)
+        return max(width, 0.0) * max(height, 0.0) / min(self.side, other.side) ** 2
 
 
 Detector: TypeAlias = Callable[[Pixels], Sequence[Box]]
@@ -73,7 +67,7 @@ class Crops:
     skipped: list[str] = field(default_factory=list)
     """`name: reason` of each picture without a face, and of each face that was not cut."""
     sheet: Path | None = None
-    """The contact sheet: faces, and below them, in grey, pictures without one."""
+    """The contact sheet: faces, and below them, in gray, pictures without one."""
 
 
 def crop(
@@ -83,7 +77,6 @@ def crop(
     *,
     min_side: int = MIN_SIDE,
     most: int = 10,
-    margin: float = MARGIN,
 ) -> Crops:
     """Cut the faces of a folder, an archive or a Hub dataset into PNG files in `out`; sub-folders are kept.
 
@@ -119,9 +112,9 @@ def crop(
             shown.add(square)
     done.skipped += pictures.skipped
     if shown.thumbnails:
-        grey = [np.repeat(each.mean(2, keepdims=True), 3, 2).astype(np.uint8) for each in unused.thumbnails]
+        gray = [np.repeat(each.mean(2, keepdims=True), 3, 2).astype(np.uint8) for each in unused.thumbnails]
         gap = [np.full((_THUMBNAIL, _THUMBNAIL, 3), 255, np.uint8)] * (-len(shown.thumbnails) % _COLUMNS)
-        sheet = image_grid(np.stack(shown.thumbnails + gap + grey), _COLUMNS)
+        sheet = image_grid(np.stack(shown.thumbnails + gap + gray), _COLUMNS)
         done.sheet = save_png(sheet, out.with_name(f"{out.name}-contact-sheet.png"))  # beside: it is no face
     return done
 
@@ -141,14 +134,9 @@ def load_detector() -> Detector | None:
     try:
         from animeface import _nvxs
     except ImportError:
-        print(
-            "no face detector: pip install animeface; the central square of each picture is cut instead",
-            file=sys.stderr,
-        )
-        return None
+        return _no_detector("no face detector: pip install animeface")
     if not _struct_is_passed_by_address():
-        print("this Python cannot call animeface; the central square of each picture is cut instead", file=sys.stderr)
-        return None
+        return _no_detector("this Python cannot call animeface")
     return lambda picture: find_faces(picture, _nvxs.detect)
 
 

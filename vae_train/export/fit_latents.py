@@ -227,10 +227,9 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False, prior: Prior
     """The prior, the directions and the attributes for a network and the source that it was trained on.
 
     prior: one to keep, such as that of a second stage; by default, the best of those fitted here.
-
-    mirrored: whether it was trained on mirrored pictures, too; a flow, which would overfit otherwise, is then fitted to
-    the codes of both. A flow is not tried where the best mixture hardly improves on N(0, I). Fits run on one thread:
-    their many small operations would wait for each other on a busy machine.
+    mirrored: whether it was trained on mirrored pictures, too; classifiers, and a flow, which would overfit otherwise,
+    are then fitted to the codes of both. A flow is not tried where the best mixture hardly improves on N(0, I). Fits
+    run on one thread: their many small operations would wait for each other on a busy machine.
     """
     held_out = faces.held_out()
     rows = np.flatnonzero(~held_out)
@@ -240,17 +239,20 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False, prior: Prior
     columns = avatar_labels(faces.labels) if is_drawn else faces.labels
     labels = {name: [values[row] for row in rows] for name, values in columns.items()}
     others = {name: [values[row] for row in np.flatnonzero(held_out)] for name, values in columns.items()}
+    views = [train]
+    if mirrored and (labels or (prior is None and len(pixels) >= _FLOW_CODES)):
+        views.append(encode(network, pixels[..., ::-1]))
     with single_thread():
-        attributes = fit_attributes(train.mu, labels, test.mu, others)
+        attributes = fit_attributes(np.stack([each.mu for each in views]), labels, test.mu, others)
         directions = fit_directions(train, pixels, labels, measure_hair=is_drawn)
         if prior is not None:
             return Fitted(prior, directions, attributes, {"kept": float(prior.log_prob(draw(test)).mean())})
         prior, scores = fit_prior(train, test)
     gain = max(scores.values()) - scores["unit"]
     if len(pixels) >= _FLOW_CODES and gain >= _FLOW_GAIN and network.latent_dim > 1:  # a coupling splits a code in two
-        seen = [train, encode(network, pixels[..., ::-1])] if mirrored else [train]
         with single_thread():
-            flow = fit_flow(np.concatenate([each.mu for each in seen]), np.concatenate([each.logvar for each in seen]))
+            mu, logvar = (np.concatenate([getattr(each, name) for each in views]) for name in ("mu", "logvar"))
+            flow = fit_flow(mu, logvar)
         scores["flow"] = float(flow.log_prob(draw(test)).mean())
         prior = closest_prior(network, [prior, flow], pixels)
     return Fitted(prior, directions, attributes, scores)
