@@ -1,4 +1,4 @@
-"""The density p(z) that new faces are drawn from."""
+"""The prior p(z) that new faces are sampled from."""
 
 from vae_runtime.prior.fitting import fit_prior
 from vae_runtime.prior.flow import Flow

@@ -1,8 +1,8 @@
-"""Fitting a prior to the codes of a few or many pictures, with NumPy alone.
+"""Fit a prior to the codes of images, with NumPy alone.
 
 A Gaussian with a shrunk covariance (Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
-matrices", 2004), blended with N(0, I), holds from 16 pictures on, where the sample covariance of hundreds of latents is
-singular. With more pictures, mixtures of Gaussians that share its principal axes fit better. Cross-validation decides.
+matrices", 2004), blended with N(0, I), works from 16 images on, where the sample covariance of hundreds of latents is
+singular. With more images, mixtures of Gaussians that share its principal axes fit better. Cross-validation selects.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ Floats: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = NDArray[np.intp]
 
 MIN_CODES = 16
-"""Fewest distinct codes that a prior is fitted to."""
+"""Minimum number of distinct codes."""
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the Gaussian of the codes, beside N(0, I), that are tried; 0 is N(0, I) itself."""
+"""Candidate weights of the Gaussian of the codes in the blend with N(0, I); 0 is N(0, I) itself."""
 COMPONENTS = (2, 4, 8, 16)
-"""Numbers of Gaussians that are tried."""
+"""Candidate numbers of components."""
 
-_PER_COMPONENT = 40  # codes for each Gaussian of a mixture
-_FOLDS, _ONE_FOLD = 5, 2000  # from so many codes on, one fifth is held out once
+_PER_COMPONENT = 40  # fewest codes per component
+_FOLDS, _ONE_FOLD = 5, 2000  # with 2000 codes or more, one of the five folds is enough
 _ITERATIONS = 30
-_MEAN_CODES = 20.0  # a component's mean is shrunk to the mean of all as by so many codes there
-_VARIANCE_CODES = 2000.0  # its variances are shrunk to their own mean as by so many codes
-_FLOOR = 1e-6  # added to variances; those of N(0, I) are 1
+_MEAN_CODES = 20.0  # pseudo-counts that shrink a component's mean to the overall mean
+_VARIANCE_CODES = 2000.0  # pseudo-counts that shrink its variances to their average
+_FLOOR = 1e-6  # added to the variances
 
 
 def fit_prior(mu: ArrayLike, logvar: ArrayLike, rng: Rng = 0) -> tuple[Prior, dict[str, float]]:
-    """The density of the aggregated posterior of pictures, and the mean log density of held-out codes by candidate.
+    """Fit a density to the aggregated posterior of images; return it and the score of each candidate.
 
-    mu, logvar: (n, latent_dim) of q(z|x), with at least `MIN_CODES` distinct rows. Candidates are Gaussians by their
-    blend with N(0, I) ("0.5"), and mixtures by their number of components ("4 Gaussians"). The one of the highest
-    density on held-out draws is fitted to all. Scores are in nats a code. Raises InputError.
+    mu, logvar: (n, latent_dim) of q(z|x), with at least `MIN_CODES` distinct rows. Candidates are a Gaussian
+    blended with N(0, I), named by its weight ("0.5"), and mixtures ("4 Gaussians"). A score is the mean log density of
+    held-out draws, in nats per code; the candidate with the highest score is fitted to all codes. Raises InputError.
     """
     means, log_variances = (
         as_codes(mu, name="mu").astype(np.float64),
@@ -51,7 +51,7 @@ def fit_prior(mu: ArrayLike, logvar: ArrayLike, rng: Rng = 0) -> tuple[Prior, di
         raise InputError(f"mu and logvar: got the shapes {means.shape} and {log_variances.shape}, expected equal ones")
     distinct = len(np.unique(means, axis=0))
     if distinct < MIN_CODES:
-        raise InputError(f"images: got {distinct} distinct ones, expected at least {MIN_CODES} to fit a prior")
+        raise InputError(f"images: got {distinct} distinct images, expected at least {MIN_CODES} to fit a prior")
     generator = make_rng(rng)
     draws = np.asarray(reparameterize(means, log_variances, generator), np.float64)
     folds = [
@@ -75,7 +75,7 @@ def fit_prior(mu: ArrayLike, logvar: ArrayLike, rng: Rng = 0) -> tuple[Prior, di
 
 
 class _Axes(NamedTuple):
-    """The mean of codes (d,), and their principal axes: variances (d,) and directions (d, d), a column each."""
+    """Mean (d,), principal variances (d,) and principal directions (d, d), one per column."""
 
     center: Floats
     variances: Floats
@@ -107,7 +107,7 @@ class _Mixture(NamedTuple):
         return np.asarray(np.log(self.weights) - (distances + np.log(self.squares).sum(axis=1)) / 2)
 
     def prior(self) -> Prior:
-        """The same density as it is sampled and saved."""
+        """The same density as a `Prior`."""
         scales = self.axes.directions * self.deviations
         means = self.axes.center + self.means @ scales.T
         spreads = np.sqrt(self.squares).astype(np.float32) if len(self.weights) > 1 else None
@@ -116,16 +116,16 @@ class _Mixture(NamedTuple):
 
 
 def _axes(mu: Floats, logvar: Floats) -> _Axes:
-    """Of the covariance of `mu`, shrunk, plus the mean variance of the posteriors."""
+    """Principal axes of the aggregated posterior: the shrunk covariance of `mu` plus the mean variance of q(z|x)."""
     covariance = ledoit_wolf(mu)[0] + np.diag(np.exp(logvar).mean(axis=0))
     return _Axes(mu.mean(axis=0), *np.linalg.eigh(covariance))
 
 
 def _fit(axes: _Axes, draws: Floats, blend: float, count: int) -> _Mixture:
-    """`count` Gaussians that share the axes of all codes and differ in mean and in spread along each axis.
+    """Fit `count` Gaussians with common axes, and a mean and axis variances of their own.
 
-    blend: the share of the codes' mean and covariance; the rest is N(0, I). A mixture is fitted to `draws` by
-    expectation maximization, each component's mean and variances shrunk.
+    blend: weight of the codes' mean and covariance; the rest is N(0, I). A mixture is fitted to `draws` by expectation
+    maximization with shrunk means and variances.
     """
     dim = len(axes.center)
     axes = axes._replace(center=blend * axes.center)
@@ -135,7 +135,7 @@ def _fit(axes: _Axes, draws: Floats, blend: float, count: int) -> _Mixture:
         return mixture
     points = (draws - axes.center) @ axes.directions / deviations
     means = 0.05 * np.random.default_rng(0).normal(size=(count, dim))
-    squares = np.repeat(np.linspace(0.6, 1.5, count)[:, None], dim, axis=1)  # codes differ most in their distance
+    squares = np.repeat(np.linspace(0.6, 1.5, count)[:, None], dim, axis=1)  # codes differ most in their norm
     mixture = _Mixture(axes, deviations, np.full(count, 1 / count), means, squares)
     for _ in range(_ITERATIONS):
         logs = mixture.log_parts(points)
@@ -151,7 +151,7 @@ def _fit(axes: _Axes, draws: Floats, blend: float, count: int) -> _Mixture:
 
 
 def ledoit_wolf(points: Floats) -> tuple[Floats, float]:
-    """The covariance (d, d) of `points` (n, d), shrunk to a multiple of the identity, and the shrinkage (0 to 1)."""
+    """The covariance (d, d) of `points` (n, d), shrunk toward a multiple of I, and the shrinkage (0 to 1)."""
     count, dim = points.shape
     centered = points - points.mean(axis=0)
     sample = centered.T @ centered / count

@@ -1,7 +1,7 @@
-"""A normalizing flow over codes: x -> z, invertible, with a density in closed form.
+"""A normalizing flow x -> z over codes: invertible, with an exact density.
 
-RealNVP (Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017): each coupling leaves one half of the
-numbers as they are, and scales and moves the other half as a small network of the first half says (equations 7 and 8).
+RealNVP (Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017): each coupling layer keeps one half of
+its input, and scales and shifts the other half by the outputs of a small network of the first (equations 7 and 8).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vae_runtime.errors import InputError
 Floats: TypeAlias = NDArray[np.float64]
 
 MAX_COUPLINGS = 64
-"""Most couplings of one flow."""
+"""Maximum number of coupling layers."""
 ARRAYS: dict[str, tuple[str, int]] = {
     "orders": ("i", 2),
     "inner": ("f", 3),
@@ -29,11 +29,11 @@ ARRAYS: dict[str, tuple[str, int]] = {
     "basis": ("f", 2),
     "shift": ("f", 1),
 }
-"""Kind and number of axes of each, for `vae_runtime.npz.parse_arrays`."""
+"""Kind and number of axes of each array, for `vae_runtime.npz.parse_arrays`."""
 
 
 class Coupling(NamedTuple):
-    """One layer of a `Flow`, in float64. d numbers are kept, e are changed, d + e = latent_dim."""
+    """One layer of a `Flow`, in float64: d elements are kept, e are changed, d + e = latent_dim."""
 
     kept: NDArray[np.intp]
     changed: NDArray[np.intp]
@@ -41,12 +41,11 @@ class Coupling(NamedTuple):
     """(hidden, d)"""
     inner_bias: Floats
     outer: Floats
-    """(2 e, hidden): rows for the moves, then rows for the scales"""
+    """(2 e, hidden): rows of the shifts, then rows of the scales"""
     outer_bias: Floats
 
     def network(self, half: Floats) -> tuple[Floats, Floats, Floats]:
-        """The kept half (n, d) -> before the activation (n, hidden); moves and log scales (n, e), each scale's log
-        between -1 and 1."""
+        """The kept half (n, d) -> pre-activations (n, hidden), shifts (n, e) and log scales (n, e) from -1 to 1."""
         before = half @ self.inner.T + self.inner_bias
         moves, scales = np.split(before * _sigmoid(before) @ self.outer.T + self.outer_bias, 2, axis=1)
         return before, moves, np.tanh(scales)
@@ -54,14 +53,14 @@ class Coupling(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """z = shift + basis @ couplings(x), the first coupling first. L couplings, D = latent_dim, e = D - D // 2.
+    """z = shift + basis @ couplings(x). L coupling layers, D = latent_dim, e = D - D // 2.
 
-    A coupling l splits x in the order `orders[l]`: the first D // 2 numbers, a, stay, and the others become
+    Layer l splits x in the order `orders[l]`: the first D // 2 elements, a, stay, and the others, b, become
     exp(s(a)) b + t(a), with (t, r) = outer silu(inner a + inner_bias) + outer_bias and s = tanh(r).
     """
 
     orders: NDArray[np.int32]
-    """(L, D), in each row the numbers 0 to D - 1"""
+    """(L, D): each row is a permutation of 0 to D - 1"""
     inner: NDArray[np.float32]
     """(L, hidden, D // 2)"""
     inner_bias: NDArray[np.float32]
@@ -79,7 +78,7 @@ class Flow:
         for name in ARRAYS:
             value = np.ascontiguousarray(getattr(self, name), np.int32 if name == "orders" else np.float32)
             if not np.isfinite(value).all():
-                raise InputError(f"flow: {name} holds numbers that are not finite; fit it again")
+                raise InputError(f"flow: {name} has non-finite values; fit it again")
             value.setflags(write=False)
             object.__setattr__(self, name, value)
         layers, dim = self.orders.shape if self.orders.ndim == 2 else (0, 0)
@@ -102,9 +101,9 @@ class Flow:
             if getattr(self, name).shape != shape:
                 raise InputError(f"flow: {name} {getattr(self, name).shape}, expected {shape}")
         if (np.sort(self.orders, axis=1) != np.arange(dim)).any():
-            raise InputError(f"flow: each of orders must hold the numbers 0 to {dim - 1}, each once")
+            raise InputError(f"flow: each row of orders must be a permutation of 0 to {dim - 1}")
         if np.linalg.matrix_rank(self.basis) < dim:
-            raise InputError("flow: a basis that is not invertible gives no density; fit it again")
+            raise InputError("flow: basis is singular; fit it again")
 
     @property
     def latent_dim(self) -> int:
@@ -127,12 +126,12 @@ class Flow:
         return y, log_det
 
     def vjp(self, z: Floats, slope: Floats) -> Floats:
-        """The gradient at z of f(x(z)) + log |det dx/dz|, where `slope` is that of f at x; (n, latent_dim) each."""
+        """The gradient at z of f(x(z)) + log |det dx/dz|; slope: the gradient of f at x. (n, latent_dim) each."""
         y, _ = self._start(z)
         undone = [(layer, before, scales, y[:, layer.changed]) for layer, before, scales in self._undo(y)]
         gradient = np.array(slope, np.float64)
         for layer, before, scales, after in reversed(undone):
-            # after = (b - moves) exp(-scales), and log |det| loses the sum of scales
+            # after = (b - moves) exp(-scales); log |det| is reduced by the sum of scales
             by_scale = -(gradient[:, layer.changed] * after + 1)
             gradient[:, layer.changed] *= np.exp(-scales)
             outward = np.concatenate([-gradient[:, layer.changed], by_scale * (1 - scales**2)], axis=1)
@@ -142,12 +141,12 @@ class Flow:
         return np.asarray(gradient @ self._unmixing, np.float64)
 
     def _start(self, z: Floats) -> tuple[Floats, Floats]:
-        """What the couplings made, and log |det| of what came after them."""
+        """The output of the couplings (n, latent_dim), and log |det| of the affine map after them (n,)."""
         y = (np.asarray(z, np.float64) - self.shift) @ self._unmixing.T
         return y, np.full(len(y), self._log_det)
 
     def _undo(self, y: Floats) -> Iterator[tuple[Coupling, Floats, Floats]]:
-        """Undo the couplings on `y`, in place, the last one first: each, what its network said, and its scales."""
+        """Invert the couplings on `y` in place, last to first; yield each with its pre-activations and log scales."""
         for layer in reversed(self._couplings):
             before, moves, scales = layer.network(y[:, layer.kept])
             y[:, layer.changed] = (y[:, layer.changed] - moves) * np.exp(-scales)

@@ -1,9 +1,8 @@
-"""Where z comes from when no picture is given: the prior p(z): a Gaussian or a mixture of Gaussians, as
-it is or bent by a flow.
+"""The prior p(z): a Gaussian or a mixture of Gaussians, optionally followed by a normalizing flow.
 
-A VAE is trained against N(0, I), but the codes of real pictures do not fill it. A density that is fitted to them after
+A VAE is trained against N(0, I), but the codes of real images do not fill it. A density that is fitted to them after
 training (the aggregated posterior; Ghosh et al., "From variational to deterministic autoencoders", 2020, section 4)
-gives better samples. It is fitted at export and lies beside the graphs; here it is read, sampled and evaluated.
+gives better samples. It is fitted at export and stored beside the graphs.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from vae_runtime.prior.flow import ARRAYS, Flow
 Codes = NDArray[np.float32]
 
 MAX_SAMPLES = 1_000_000
-"""Most codes that one call draws."""
+"""Maximum number of codes per call."""
 MAX_COMPONENTS = 1024
-"""Most Gaussians of one mixture."""
+"""Maximum number of components."""
 
 _MIXTURE = {"weights": ("f", 1), "means": ("f", 2), "scales": ("f", 3), "spreads": ("f", 2)}
 
@@ -36,26 +35,25 @@ _MIXTURE = {"weights": ("f", 1), "means": ("f", 2), "scales": ("f", 3), "spreads
 class Prior:
     """x ~ sum_k weights_k N(means_k, A_k A_k^T) with A_k = scales_k diag(spreads_k); z = flow(x), or x without a flow.
 
-    One component is the full-covariance Gaussian. Many that share one `scales` differ in how far they reach along its
-    columns alone: semi-tied covariances (Gales, "Semi-tied covariance matrices for hidden Markov models", 1999), which
-    few codes suffice to fit.
+    Components that share one `scales` have common axes and differ in their variances along them: semi-tied covariances
+    (Gales, "Semi-tied covariance matrices for hidden Markov models", 1999), which need few codes to fit.
     """
 
     weights: Codes
-    """(K,), positive, with the sum 1."""
+    """(K,), positive, sum 1."""
     means: Codes
     """(K, latent_dim)"""
     scales: Codes | None = None
-    """(K, latent_dim, latent_dim), or (1, latent_dim, latent_dim) for all; invertible; None means the identity."""
+    """(K, latent_dim, latent_dim), or (1, latent_dim, latent_dim) if shared; invertible; None: the identity."""
     spreads: Codes | None = None
-    """(K, latent_dim), positive; None means ones."""
+    """(K, latent_dim), positive; None: ones."""
     flow: Flow | None = None
 
     def __post_init__(self) -> None:
         for name in self._arrays():
             value = np.ascontiguousarray(getattr(self, name), np.float32)
             if not np.isfinite(value).all():
-                raise InputError(f"prior: {name} holds numbers that are not finite; fit it again")
+                raise InputError(f"prior: {name} has non-finite values; fit it again")
             value.setflags(write=False)
             object.__setattr__(self, name, value)
         count, dim = self.means.shape if self.means.ndim == 2 else (0, 0)
@@ -71,10 +69,10 @@ class Prior:
         if self.spreads is not None and (self.spreads.shape != (count, dim) or self.spreads.min() <= 0):
             raise InputError(f"prior: spreads {self.spreads.shape}, expected {(count, dim)}, all positive")
         if self.flow is not None and self.flow.latent_dim != dim:
-            raise InputError(f"prior: a flow of {self.flow.latent_dim} numbers over a mixture of {dim}")
+            raise InputError(f"prior: the flow has latent_dim {self.flow.latent_dim}, the mixture {dim}")
 
     def _arrays(self) -> dict[str, Codes]:
-        """The numbers of the mixture that are given, by name."""
+        """The arrays of the mixture that are not None, by name."""
         given = {name: getattr(self, name) for name in _MIXTURE}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -95,7 +93,7 @@ class Prior:
 
     @property
     def kind(self) -> str:
-        """In words: "N(0, I)", "a Gaussian", "8 Gaussians" or "a flow over 8 Gaussians"."""
+        """Description: "N(0, I)", "a Gaussian", "8 Gaussians" or "a flow over 8 Gaussians"."""
         if self.is_standard:
             return "N(0, I)"
         mixture = f"{len(self.weights)} Gaussians" if len(self.weights) > 1 else "a Gaussian"
@@ -103,19 +101,19 @@ class Prior:
 
     @property
     def center(self) -> NDArray[np.float64]:
-        """The mean of the mixture, carried through the flow: (latent_dim,)."""
+        """The mean of the mixture, mapped by the flow if there is one: (latent_dim,)."""
         mean = self.weights.astype(np.float64) @ self.means
         return mean if self.flow is None else self.flow.forward(mean[None])[0]
 
     def sample(self, count: int, rng: Rng = None, temperature: float = 1.0, truncation: float | None = None) -> Codes:
-        """`count` codes, float32 (count, latent_dim); the same seed gives the same bits.
+        """Draw codes, float32 (count, latent_dim); the same seed gives the same bits.
 
-        A component k is drawn by its weight, then x = means_k + temperature * A_k eps with eps ~ N(0, I).
-        temperature: 0 to 10; it scales the spread within each component (its covariance by temperature^2), while
-        weights and means stay. Below 1 the faces are cleaner and more alike, at 0 they are the components' means.
-        A flow carries x to z after that.
-        truncation: 0.1 to 10; numbers of eps beyond it are drawn again (the truncation trick of Brock, Donahue and
-        Simonyan 2019). So it counts in standard deviations of a component, whatever its shape; None keeps all.
+        A component k is chosen by its weight, then x = means_k + temperature * A_k eps with eps ~ N(0, I), and z is
+        flow(x) or x.
+        temperature: 0 to 10, scales the standard deviations of each component; below 1 the faces are cleaner and more
+        alike, at 0 they are the components' means.
+        truncation: 0.1 to 10; elements of eps whose magnitude exceeds it are drawn again (the truncation trick of
+        Brock, Donahue and Simonyan 2019). None: no truncation.
         """
         number = check_count(count, "n", 0, MAX_SAMPLES)
         spread = check_number(temperature, "temperature", 0, 10)
@@ -136,20 +134,20 @@ class Prior:
             for k in np.unique(shapes):
                 eps[shapes == k] = eps[shapes == k] @ self.scales[k].T.astype(np.float64)
         x = self.means[chosen] + spread * eps
-        with np.errstate(over="ignore", invalid="ignore"):  # of a prior by a stranger
+        with np.errstate(over="ignore", invalid="ignore"):  # from an untrusted file
             codes = np.asarray(x if self.flow is None else self.flow.forward(x), np.float32)
         if not np.isfinite(codes).all():
-            raise InputError("prior: its draws are no finite numbers; fit it again")
+            raise InputError("prior: its samples are not finite; fit it again")
         return codes
 
     def log_prob(self, z: ArrayLike) -> NDArray[np.float64]:
-        """log p(z) in nats, exact, for codes (n, latent_dim): float64 (n,)."""
+        """Exact log p(z) in nats of codes (n, latent_dim): float64 (n,)."""
         return self._log_prob_and_parts(z)[0]
 
     def log_prob_and_score(self, z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """log p(z), float64 (n,), and its gradient with respect to z (the score), float64 (n, latent_dim).
 
-        That of a mixture is -sum_k r_k (A_k A_k^T)^-1 (x - means_k), r_k the posterior probability of component k.
+        For a mixture: -sum_k r_k (A_k A_k^T)^-1 (x - means_k), with r_k the posterior probability of component k.
         """
         log_prob, each, white = self._log_prob_and_parts(z)
         pulls = np.exp(each - _log_sum(each))[:, :, None] * white
@@ -163,7 +161,7 @@ class Prior:
         return log_prob, score if self.flow is None else self.flow.vjp(np.asarray(as_codes(z), np.float64), score)
 
     def _log_prob_and_parts(self, z: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """log p(z), (n,), and what `_components` says of x."""
+        """log p(z), (n,), and `_components` of x."""
         x = as_codes(z, self.latent_dim).astype(np.float64)
         log_det: NDArray[np.float64] | float = 0.0
         if self.flow is not None:
@@ -183,13 +181,13 @@ class Prior:
 
     @functools.cached_property
     def _centers(self) -> NDArray[np.float64]:
-        """`means` as codes are before they are compared with them, (K, 1, latent_dim)."""
+        """The whitened means, (K, 1, latent_dim)."""
         centers = self.means[:, None].astype(np.float64)
         return centers if self.scales is None else np.matmul(centers, self._whitening.transpose(0, 2, 1))
 
     @functools.cached_property
     def _log_constants(self) -> NDArray[np.float64]:
-        """What of log(weights_k N(z | k)) does not depend on z, (K,)."""
+        """The part of log(weights_k N(z | k)) that does not depend on z, (K,)."""
         constants = np.log(self.weights.astype(np.float64)) - self.latent_dim / 2 * math.log(2 * math.pi)
         if self.scales is not None:
             constants += np.linalg.slogdet(self._whitening)[1]
@@ -204,18 +202,18 @@ class Prior:
         return np.linalg.inv(self.scales.astype(np.float64))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a .npz without pickle; the same prior gives the same bytes."""
+        """Write a .npz, and return its path; the same prior gives the same bytes."""
         flow = {} if self.flow is None else {name: getattr(self.flow, name) for name in ARRAYS}
         return save_arrays(path, self._arrays() | flow)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prior:
-        """Read what `save` wrote; ModelFileError for anything else, InputError for numbers that are no prior."""
+        """Read a file that `save` wrote. Raises ModelFileError for other files, InputError for invalid values."""
         return cls.from_bytes(read_file(path), str(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Prior:
-        """As `load`, from the bytes of the file. name: for messages."""
+        """As `load`, from the bytes of the file. name: shown in errors."""
         mixture = {key: kind for key, kind in _MIXTURE.items() if key in ("weights", "means") or _has(data, key)}
         bent = ARRAYS if _has(data, "orders") else {}
         arrays = parse_arrays(data, name, mixture | bent)
@@ -224,7 +222,7 @@ class Prior:
 
 
 def _has(data: bytes, field: str) -> bool:
-    """Whether a .npz may hold an array; what it holds in truth is looked at when it is parsed."""
+    """Whether a .npz seems to contain an array; `parse_arrays` checks."""
     return f"{field}.npy".encode() in data
 
 
@@ -233,15 +231,15 @@ def _check_scales(scales: Codes, count: int, dim: int) -> None:
         raise InputError(f"prior: scales {scales.shape}, expected {(count, dim, dim)}, or {(1, dim, dim)} for all")
     singular = np.linalg.svd(scales, compute_uv=False).astype(np.float64)
     if (singular.min(axis=1) <= singular.max(axis=1) * dim * np.finfo(np.float32).eps).any():
-        raise InputError("prior: scales that are not invertible give no density; fit it again")
+        raise InputError("prior: scales are singular; fit it again")
 
 
 def _log_sum(each: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log of the sum of exp(each) over the first axis."""
+    """log sum exp over the first axis."""
     top = each.max(axis=0)
     return np.asarray(top + np.log(np.exp(each - top).sum(axis=0)))
 
 
 def sample_prior(n: int, latent_dim: int, rng: Rng = None, temperature: float = 1.0) -> Codes:
-    """`n` draws of z ~ N(0, temperature^2 I), float32 (n, latent_dim): what every model is trained against."""
+    """Draw `n` codes from N(0, temperature^2 I), the prior of training: float32 (n, latent_dim)."""
     return Prior.standard(latent_dim).sample(n, rng, temperature)

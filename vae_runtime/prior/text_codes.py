@@ -1,17 +1,17 @@
-"""A code for any text: the same to the last bit on every machine, in Python and in JavaScript (demo/web/face_of.js).
+"""A code for a text, bit for bit the same on every machine, in Python and in JavaScript (demo/web/face_of.js).
 
 Only operations that IEEE 754 defines exactly are used, in a fixed order: +, -, *, / in float64, and one rounding to
-float32 at the end. No log, cos or tanh of a library, no matrix product of a BLAS. Version 1 of the algorithm:
+float32 at the end. No log, cos or tanh of a math library, no BLAS. Version 1 of the algorithm:
 
-1. The text is folded: NFC, upper case, lower case (a case folding that JavaScript has too), NFC; runs of ASCII white
-   space become one space, those at both ends go. Unicode versions may differ for characters that are new.
-2. seed = SHA-256("anime-vae face 1" + one zero byte + UTF-8 of the text). The stream of bytes is SHA-256(seed + i) for
-   i = 0, 1, ..., i as 4 bytes, big-endian.
-3. The first 4 bytes, big-endian, over 2^32, choose the component: the first whose cumulated weight is larger.
-4. Each number of eps is (the sum of 12 big-endian uint16 of the stream - 393210) / 65536: Irwin and Hall's
+1. The text is folded: NFC, upper case, lower case (JavaScript has no casefold), NFC; runs of ASCII white space become
+   one space, and are removed at both ends. New characters may depend on the Unicode version.
+2. seed = SHA-256("anime-vae face 1" + one zero byte + UTF-8 of the text). The byte stream is SHA-256(seed + i) for
+   i = 0, 1, ..., with i as 4 bytes, big-endian.
+3. The first 4 bytes, big-endian, over 2^32, choose the component: the first whose cumulative weight is larger.
+4. Each element of eps is (the sum of 12 big-endian uint16 of the stream - 393210) / 65536: Irwin and Hall's
    approximation of N(0, 1), exact in float64.
-5. x = means_k + temperature * (scales_k (spreads_k * eps)), sums from the first term to the last, from 0 on.
-6. A flow is applied with the same order of sums, bias last, and with `exact_exp`; sigmoid(v) = 1 / (1 + exp(-v)),
+5. x = means_k + temperature * (scales_k (spreads_k * eps)); sums start at 0 and run from the first term to the last.
+6. A flow is applied with the same order of summation, bias last, with `exact_exp`; sigmoid(v) = 1 / (1 + exp(-v)),
    tanh(v) = 1 - 2 / (1 + exp(2 v)).
 """
 
@@ -41,10 +41,10 @@ _INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(14)]
 
 
 def text_code(text: str, prior: Prior, temperature: float = 0.8) -> Codes:
-    """A draw from `prior` that depends on `text` and `temperature` alone: float32 (latent_dim,).
+    """A sample of `prior` determined by `text` and `temperature`: float32 (latent_dim,).
 
-    temperature: 0 to 10, as in `Prior.sample`. Raises InputTypeError for what is not a str, InputError for a text that
-    is not valid Unicode.
+    temperature: 0 to 10, as in `Prior.sample`. Raises InputTypeError unless `text` is a str, InputError if it is
+    not valid Unicode.
     """
     spread, dim = check_number(temperature, "temperature", 0, 10), prior.latent_dim
     stream = _stream(fold(text), 4 + 2 * _UNIFORMS * dim)
@@ -62,7 +62,7 @@ def text_code(text: str, prior: Prior, temperature: float = 0.8) -> Codes:
 
 
 def fold(text: str) -> str:
-    """The text as it counts: case, composition and white space do not."""
+    """Normalize case, Unicode composition and white space."""
     if not isinstance(text, str):
         raise InputTypeError(f"text: got {type(text).__name__}, expected a str")
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).upper().lower())
@@ -70,7 +70,7 @@ def fold(text: str) -> str:
 
 
 def exact_exp(x: Floats) -> Floats:
-    """exp(x) within a few units in the last place, the same to the last bit everywhere; x is cut to +-700."""
+    """exp(x) to a few units in the last place, bit for bit the same everywhere; x is clipped to +-700."""
     cut = np.clip(x, -_LARGEST, _LARGEST)
     power = np.floor(cut * _LOG2_E + 0.5)
     rest = (cut - power * _LN2_HIGH) - power * _LN2_LOW
@@ -90,7 +90,7 @@ def _stream(text: str, count: int) -> bytes:
 
 
 def _product(matrix: NDArray[Any], vector: Floats) -> Floats:
-    """matrix (m, n) times vector (n,), each sum from the first term to the last."""
+    """matrix (m, n) times vector (n,), summed from the first term to the last."""
     total = np.zeros(len(matrix))
     for column, value in zip(matrix.T.astype(np.float64), vector, strict=True):
         total += column * value
@@ -98,7 +98,7 @@ def _product(matrix: NDArray[Any], vector: Floats) -> Floats:
 
 
 def _flow(flow: Any, x: Floats) -> Floats:
-    """`Flow.forward` of one code, exactly."""
+    """`Flow.forward` of one code, with exact operations only."""
     y, half = x.copy(), len(x) // 2
     for layer, order in enumerate(flow.orders):
         before = _product(flow.inner[layer], y[order[:half]]) + flow.inner_bias[layer]

@@ -1,10 +1,10 @@
-"""inverse.onnx: the squared error between a code's image and a target, and its gradient with respect to the code.
+"""inverse.onnx: the squared error between a decoded code and a target, and its gradient with respect to the code.
 
-With it, vae_runtime inverts images (argmin over z) without torch: `VAE.invert`, `inpaint` and `upscale`. torch.onnx
-exports no backward pass, so it is built here by reverse-mode differentiation of the decoder's exported graph, with one
-rule for each operator. The vector-Jacobian product of a convolution is the transposed convolution with the same
-kernel, and the other way round (Dumoulin & Visin, "A guide to convolution arithmetic", 2016, chapter 4), so forward and
-backward pass share their weights, and the file is as large as the decoder's.
+vae_runtime minimizes it in `VAE.invert`, `inpaint` and `upscale`, without torch. torch.onnx exports no backward pass,
+so it is built here by reverse-mode differentiation of the exported decoder, with one rule per operator. The
+vector-Jacobian product of a convolution is the transposed convolution with the same kernel, and vice versa (Dumoulin &
+Visin, "A guide to convolution arithmetic", 2016, chapter 4): forward and backward pass share their weights, and the
+file has the size of the decoder.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vae_runtime.ort.verify import read_verified
 from vae_train.errors import ExportError
 
 Gradients: TypeAlias = Iterable[tuple[str, str]]
-"""Names of a node's inputs, each with that of the gradient with respect to it."""
+"""Pairs of the name of a node's input and the name of the gradient with respect to it."""
 
 
 def gradient_graph(decoder: onnx.ModelProto) -> onnx.ModelProto:
     """The gradient graph of a decoder, with the decoder's metadata, opset and IR version.
 
     decoder: `z` (batch, latent_dim) -> `image` (batch, 3, S, S), of the operators in `RULES`; ExportError for others.
-    Inputs of the result: `z`; `image` (batch, 3, S, S) in [0, 1]; `weight` (batch, 1, S, S), of each pixel, 0 where it
-    is not known. Outputs: `loss` (batch,), the sum over pixels and channels of weight * (decode(z) - image)^2; and
-    `gradient` (batch, latent_dim), that of `loss` with respect to `z`. The same decoder gives the same bytes.
+    Inputs of the result: `z`; `image` (batch, 3, S, S) in [0, 1]; `weight` (batch, 1, S, S), a weight per pixel, 0 for
+    unknown ones. Outputs: `loss` (batch,), the sum over pixels and channels of weight * (decode(z) - image)^2;
+    `gradient` (batch, latent_dim), the gradient of `loss` with respect to `z`. Deterministic, byte for byte.
     """
     graph = onnx.shape_inference.infer_shapes(decoder, strict_mode=True).graph
     (code,), (picture,) = graph.input, graph.output
@@ -67,16 +67,16 @@ def gradient_graph(decoder: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def write_inverse(folder: Path) -> str:
-    """Write inverse.onnx beside the decoder.onnx in `folder`; return its SHA-256."""
+    """Write inverse.onnx for the decoder.onnx in `folder`, and return its SHA-256."""
     data = gradient_graph(onnx.load(folder / DECODER_FILE)).SerializeToString(deterministic=True)
     write_atomically(folder / INVERSE_FILE, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def add_inverse(folder: Path) -> ModelConfig:
-    """Add inverse.onnx to an exported model, and to `files` of its config.json.
+    """Add inverse.onnx to an exported model and to `files` of its config.json; return the new config.
 
-    All other files stay as they are. Raises ModelFileError, ConfigError, or ExportError for an unknown operator.
+    Other files are unchanged. Raises ModelFileError, ConfigError, or ExportError for an unknown operator.
     """
     config = ModelConfig.load(folder)
     read_verified(folder / DECODER_FILE, config.files[DECODER_FILE])
@@ -87,10 +87,10 @@ def add_inverse(folder: Path) -> ModelConfig:
 
 
 class BackwardPass:
-    """The nodes that lead from a gradient with respect to a graph's output back to its inputs."""
+    """Builds the nodes that propagate a gradient from a graph's output back to its inputs."""
 
     def __init__(self, graph: onnx.GraphProto, output: str) -> None:
-        """graph: with inferred shapes. output: the name of its output, renamed to "decoded"."""
+        """graph: with inferred shapes. output: the name of its output, which the forward nodes call "decoded"."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
@@ -100,25 +100,25 @@ class BackwardPass:
             ]
             for value in (*graph.value_info, *graph.input, *graph.output)
         }
-        """The shape of each computed tensor; 0 for the batch axis."""
+        """Shape of each computed tensor, with 0 for the batch axis."""
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Append a node; the name of its output."""
+        """Append a node and return the name of its output."""
         name = output or f"backward_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
     def constant(self, value: float | Sequence[int], kind: type[np.generic]) -> str:
-        """The name of a constant, added once for each value."""
+        """The name of a constant; equal constants are added once."""
         tensor = numpy_helper.from_array(np.array(value, kind), f"constant_{np.dtype(kind)}_{value}")
         if tensor not in self.constants:
             self.constants.append(tensor)
         return str(tensor.name)
 
     def differentiate(self, forward: Sequence[onnx.NodeProto], output: str, seed: str, input_name: str) -> str:
-        """The name of the gradient with respect to `input_name`, given `seed`, that with respect to `output`.
+        """The name of the gradient with respect to `input_name`. seed: the gradient with respect to `output`.
 
-        The gradient of a tensor with several uses is the sum over them.
+        Gradients of a tensor with several consumers are added up.
         """
         found: defaultdict[str, list[str]] = defaultdict(list)
         found[output].append(seed)
@@ -149,7 +149,7 @@ def _linear(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradien
 
 
 def _convolution(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
-    """dX = the transposed convolution of dY with the same kernel, its rows and columns as many as those of X."""
+    """dX = the transposed convolution of dY with the same kernel, padded to the size of X."""
     given = _geometry(node)
     size, kernel = pass_.shapes[node.input[0]][2:], pass_.weights[node.input[1]][2:]
     half = len(size)
@@ -168,7 +168,7 @@ def _transposed_convolution(pass_: BackwardPass, node: onnx.NodeProto, upstream:
 
 
 def _leaky_relu(pass_: BackwardPass, node: onnx.NodeProto, upstream: str) -> Gradients:
-    """dX = dY where x > 0, alpha dY elsewhere. The output has the sign of x; using it lets x be fused away."""
+    """dX = dY where x > 0, alpha dY elsewhere. Takes the sign of the output, so that x can be fused away."""
     alpha = pass_.constant(_attributes(node).get("alpha", 0.01), np.float32)
     slope = pass_.add("Max", pass_.add("Sign", node.output[0]), alpha)
     yield node.input[0], pass_.add("Mul", upstream, slope)
@@ -202,7 +202,7 @@ RULES: dict[str, Callable[[BackwardPass, onnx.NodeProto, str], Gradients]] = {
     "Reshape": _reshape,
     "Sigmoid": _sigmoid,
 }
-"""The vector-Jacobian product of each operator that a decoder may have, with respect to its input, not its weights."""
+"""The vector-Jacobian product of each supported operator, with respect to its input (the weights are constant)."""
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _geometry(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes that a convolution shares with its transpose."""
+    """The attributes that a convolution has in common with its transpose."""
     given = _attributes(node)
     if given.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in given:
         raise ExportError(f"{node.op_type} {node.output[0]}: auto_pad or output_shape is set, expected explicit pads")

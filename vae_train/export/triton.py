@@ -1,8 +1,8 @@
-"""An exported model as a model repository of the NVIDIA Triton Inference Server: for each graph, a folder with a
-config.pbtxt.
+"""Write an exported model as a model repository of the NVIDIA Triton Inference Server: a folder with a config.pbtxt per
+graph.
 
-https://docs.nvidia.com/deeplearning/triton-inference-server, "Model Repository" and "Model Configuration"; the messages
-are those of model_config.proto. No torch is needed.
+See "Model Repository" and "Model Configuration" at https://docs.nvidia.com/deeplearning/triton-inference-server, and
+model_config.proto for the fields. Does not need torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from vae_runtime.ort.verify import read_verified
 from vae_train.errors import UsageError
 
 PREFERRED = (8, 32, MAX_BATCH)
-"""Preferred batch sizes: few, because a GPU tunes its kernels for each."""
+"""Preferred batch sizes; few, because kernels are tuned for each."""
 DELAY = 1000
-"""Longest time that a request waits for others to share its batch, in microseconds."""
+"""Maximum time in microseconds that a request waits to be batched with others."""
 
 _CONFIG_FILE = "config.pbtxt"
 
@@ -27,14 +27,13 @@ _CONFIG_FILE = "config.pbtxt"
 def write_repository(folder: Path, out: Path, variant: Variant | None = None) -> list[Path]:
     """Write NAME_encoder and NAME_decoder into the model repository `out`, and return their folders.
 
-    folder: an exported model. variant: "fp16" or "int8", which is added to NAME; float32 if None. Other models in `out`
-    stay. Raises UsageError if one of these is there already, or `folder` has no such variant; ModelFileError,
-    ConfigError.
+    folder: an exported model. variant: "fp16" or "int8", appended to NAME; None: float32. Other models in `out` stay.
+    Raises UsageError if one of the two exists already or `folder` lacks the variant; ModelFileError, ConfigError.
     """
     config = ModelConfig.load(folder)
     files = graph_files(variant)
     if not config.files.keys() >= set(files):
-        raise UsageError(f"{folder}: has no variant {variant}; python -m vae_train variants makes one")
+        raise UsageError(f"{folder}: variant {variant} is missing; add it with python -m vae_train variants")
     name = f"{config.name}-{variant}" if variant else config.name
     picture, code = (config.channels, config.image_size, config.image_size), (config.latent_dim,)
     graphs: dict[str, tuple[str, Shapes, Shapes]] = {
@@ -58,9 +57,9 @@ def write_repository(folder: Path, out: Path, variant: Variant | None = None) ->
 
 
 def model_config(name: str, inputs: Shapes, outputs: Shapes) -> str:
-    """The text of a config.pbtxt for float32 ports of (batch, *shape): Triton adds the batch to each shape itself.
+    """The text of a config.pbtxt. inputs, outputs: shapes without the batch axis, which Triton adds; all are float32.
 
-    KIND_AUTO: an instance on each GPU, or on the CPU where there is none.
+    KIND_AUTO: one instance per GPU, or one on the CPU.
     """
     ports = "\n".join(
         f'{kind} [\n  {{ name: "{port}" data_type: TYPE_FP32 dims: [ {", ".join(map(str, shape))} ] }}\n]'
