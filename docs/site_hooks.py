@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 MARKER = "<!-- every verb -->"
@@ -23,7 +26,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Fill in the command line, and point links that leave docs/ to the repository."""
     if MARKER in markdown:
         markdown = markdown.replace(MARKER, "\n".join(command_line()))
-    return OUTSIDE.sub(rf"]({config['extra']['repository']}/blob/HEAD/\2)", markdown)
+    return OUTSIDE.sub(rf"]({repository()}/blob/HEAD/\2)", markdown)
+
+
+@functools.cache
+def repository() -> str:
+    """The address of the repository."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return str(project["urls"]["Repository"])
 
 
 def command_line() -> Iterator[str]:
