@@ -20,7 +20,7 @@ from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
-from vae_train.adversarial.refine import nyquist_excess
+from vae_train.adversarial.refine import log_spectrum, spectrum_distance
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
 from vae_train.engine.run_folder import Interrupted
@@ -31,6 +31,7 @@ from vae_train.export.model_card import refine_command
 from vae_train.model.networks import VAE, fold_batch_norm
 
 CPU = torch.device("cpu")
+YCBCR = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 SETTINGS = RefineConfig(images=12, batch_size=2, average=8, side=32, decay=0.5)
 
 
@@ -121,14 +122,27 @@ def test_losses_are_those_of_the_papers():
     assert generator_loss([*drawn, *drawn]) == pytest.approx(3)
 
 
-def test_only_an_excess_of_alternating_pixels_counts():
-    smooth = torch.full((2, 3, 16, 16), 0.5)
-    sign = 1 - 2 * (torch.arange(16) % 2).float()
-    rows, board = smooth + 0.1 * sign[:, None], smooth + 0.1 * sign[:, None] * sign
-    assert nyquist_excess(smooth, rows) == 0
-    assert nyquist_excess(board, board) == 0
-    for pattern in (rows, board):  # one of three waves, of power 0.01
-        assert nyquist_excess(pattern, smooth) == pytest.approx(np.log(0.01 / 1e-9) ** 2, rel=1e-3)
+def test_the_log_spectrum_is_that_of_numpy():
+    image = torch.rand(3, 3, 32, 32)
+    planes = np.einsum("nchw,pc->nphw", image.numpy(), YCBCR)
+    power = (np.abs(np.fft.fft2(planes)) ** 2).mean(0)
+    found = log_spectrum(image)
+    assert found.shape == (3, 4, 4)
+    for row, column in ((0, 0), (0, 3), (2, 1), (3, 3)):
+        u, v = (np.arange(4 * place + 1, 4 * place + 5) for place in (row, column))
+        expected = np.log((power[:, u][:, :, v] + power[:, 32 - u][:, :, v]).mean((1, 2)) / 2)
+        np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-4)
+
+
+def test_the_distance_of_spectra_is_that_of_logarithms():
+    image = torch.rand(2, 3, 32, 32)
+    assert spectrum_distance(image, log_spectrum(image)) == 0
+    # Twice the contrast is four times the power in each of 4 x 4 cells.
+    assert spectrum_distance(2 * image, log_spectrum(image)) == pytest.approx(16 * np.log(4) ** 2, rel=1e-4)
+    sign = 1 - 2 * (torch.arange(32) % 2).float()
+    change = log_spectrum(image + 0.1 * sign[:, None] * sign) - log_spectrum(image)
+    assert change[0].argmax() == 15, "alternating pixels are the highest frequency of luma"
+    torch.testing.assert_close(change[1:], torch.zeros(2, 4, 4), atol=0.05, rtol=0)  # gray: next to none in the chromas
 
 
 def test_the_projection_is_fixed_and_in_unit_scale():

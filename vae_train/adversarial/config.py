@@ -29,10 +29,10 @@ class RefineConfig:
     critic_rate: float = _number(5e-4, "learning rate of the critic's Adam", 1e-8, 1.0)
     fidelity: float = _number(3000.0, "weight of the squared error of reconstructions", 0.0, 1e9)
     features: float = _number(0.5, "weight of the feature distance of reconstructions", 0.0, 1e6)
-    spectrum: float = _number(1.0, "weight of the excess of power at the highest frequencies", 0.0, 1e6)
+    spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
     decay: float = _number(0.2, "last part of the pictures, over which the learning rates fall to a tenth", 0.0, 1.0)
-    side: int = _number(96, "side at which the feature network sees the pictures, a multiple of 32", 32, 512)
+    side: int = _number(128, "side at which the feature network sees the pictures, a multiple of 32", 32, 512)
     seed: int = _number(0, "seed of draws, pictures and noise", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:

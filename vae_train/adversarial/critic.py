@@ -69,7 +69,7 @@ class Critic(nn.Module):
                 _head(middle, [(96, 4, 2), (96, 3, 1)]),
                 _head(coarse, [(96, 3, 1)]),
                 _head(coarsest, [(96, 3, 1)]),
-                _head(3, [(32, 4, 2), (64, 4, 2)]),
+                _head(3, [(16, 3, 1), (32, 4, 2), (64, 4, 2)]),
             ]
         )
 

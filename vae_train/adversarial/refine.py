@@ -69,8 +69,11 @@ _POOL = 65_536  # draws of the prior at a time
 _POOL_USES = 4  # how often each of them is used, on average
 _IMITATION = 400  # steps in which a new decoder learns to draw like the old one
 _BEFORE = 2**40  # numbers of steps for the random numbers of what happens before the first one
+_COMPARED = 2400  # real pictures that the spectrum is measured on
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
+
+_YCBCR = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # of RGB, ITU-R BT.601
 
 LOSSES = ("critic_loss", "generator_loss", "squared_error", "feature_distance", "real_score", "drawn_score")
 """What `State.sums` adds up, each as a mean over a batch."""
@@ -103,6 +106,8 @@ class Setup:
     real: Tensor
     """All training pictures, uint8 (N, 3, S, S), on the device."""
     draws: Draws
+    spectrum: Tensor
+    """(3, S/8, S/8): the mean `log_spectrum` of batches of real pictures."""
     mixed: bool
     """Whether decoder and critic multiply in bfloat16."""
 
@@ -118,7 +123,7 @@ class Setup:
         """What the feature network finds in pictures of any size."""
         side = self.config.side
         if image.shape[-1] != side:
-            image = functional.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
+            image = functional.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)
         found: list[Tensor] = self.network(image)
         return found
 
@@ -169,7 +174,7 @@ def refine(
             prior = fit_latents(start, faces, mirrored=True).prior
         network = FeatureNetwork("lite0", torch.bfloat16 if mixed else torch.float32).to(device)
         real = torch.from_numpy(faces.pixels[~held_out]).to(device)
-        setup = Setup(config, network, real, Draws(prior, config, device), mixed)
+        setup = Setup(config, network, real, Draws(prior, config, device), mean_spectrum(real, config), mixed)
         state = make_state(setup, networks, start)
         if saved is not None:
             restore(state, saved)
@@ -251,7 +256,7 @@ def train_step(state: State, setup: Setup) -> None:
         drawn, reconstructed = state.model.decoder(codes).split([config.batch_size, len(kept)])
 
     scale = state.critic.projection.standardize
-    plain, real_plain = drawn, real
+    plain = drawn
     drawn, real = augment(drawn, generator), augment(real, generator)
     drawn_features = scale(setup.features(drawn))
     with torch.no_grad():
@@ -271,14 +276,14 @@ def train_step(state: State, setup: Setup) -> None:
         with setup.autocast():
             adversarial = generator_loss(state.critic(drawn_features, drawn))
         error = functional.mse_loss(reconstructed, kept)
-        if config.features and state.step % 2 == 0:  # every other step, with twice the weight
+        if config.features and state.step % 4 == 0:  # in one step of four, with four times the weight
             with torch.no_grad():
                 wanted = scale(setup.features(kept))
-            distance = 2 * feature_distance(scale(setup.features(reconstructed)), wanted)
-        excess = nyquist_excess(plain, real_plain)
+            distance = 4 * feature_distance(scale(setup.features(reconstructed)), wanted)
+        spectrum = spectrum_distance(plain, setup.spectrum)
         state.optimizer.zero_grad(set_to_none=True)
         kept_loss = config.fidelity * error + config.features * distance
-        (adversarial + kept_loss + config.spectrum * excess).backward()
+        (adversarial + kept_loss + config.spectrum * spectrum).backward()
         state.optimizer.step()
         update_average(state, config)
     noted = [loss, adversarial, error, distance, _mean(real_scores), _mean(drawn_scores), torch.ones_like(loss)]
@@ -298,23 +303,30 @@ def feature_distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
     return torch.stack([functional.mse_loss(f, w) for f, w in zip(found, wanted, strict=True)]).sum()
 
 
-def nyquist_excess(drawn: Tensor, real: Tensor) -> Tensor:
-    """How much more power drawn pictures have than real ones at the highest frequencies, where patterns alternate from
-    pixel to pixel: along columns, along rows, and both. Squared logarithms of the ratios, where they are above 1.
+def log_spectrum(image: Tensor) -> Tensor:
+    """(n, 3, S, S) -> (3, S/8, S/8): the logarithm of the mean power of luma and of both chromas, each over 4x4
+    frequencies, from low to high along rows and columns."""
+    planes = torch.einsum("nchw,pc->nphw", image.float(), torch.tensor(_YCBCR, device=image.device))
+    power = torch.fft.rfft2(planes).abs().square().mean(0)  # rows: 0 ... S/2 and back, columns: 0 ... S/2
+    half = power.shape[-1]
+    power = (power[:, 1:half] + power[:, half - 1 :].flip(1)) / 2
+    return torch.log(functional.avg_pool2d(power[..., 1:], 4) + 1e-6)
 
-    Decoders that double the size produce such patterns, which the feature network hardly sees (Durall, Keuper & Keuper,
-    "Watch your up-convolution", 2020). drawn, real: (n, 3, S, S)
+
+def mean_spectrum(real: Tensor, config: RefineConfig) -> Tensor:
+    """The mean `log_spectrum` of some batches of real pictures, uint8 (N, 3, S, S), as large as those of a step."""
+    some = real[:: max(1, len(real) // _COMPARED)][:_COMPARED]
+    return torch.stack([log_spectrum(to_unit(batch)) for batch in some.split(config.batch_size)]).mean(0)
+
+
+def spectrum_distance(drawn: Tensor, real: Tensor) -> Tensor:
+    """Squared differences of logarithms of power: summed over the frequencies, and the mean of luma and both chromas.
+
+    Decoders that double the size leave patterns of alternating pixels and noise in the colors, which the feature
+    network hardly sees (Durall, Keuper & Keuper, "Watch your up-convolution", 2020). drawn: (n, 3, S, S); real: by
+    `log_spectrum`.
     """
-    signs = 1 - 2 * (torch.arange(drawn.shape[-1], device=drawn.device) % 2).float()
-    down, across = signs[:, None], signs[None]
-
-    def power(image: Tensor) -> Tensor:
-        waves = [
-            functional.avg_pool2d(image.float() * sign, 8).square().mean() for sign in (down, across, down * across)
-        ]
-        return torch.log(torch.stack(waves) + 1e-9)
-
-    return functional.relu(power(drawn) - power(real).detach()).square().sum()
+    return (log_spectrum(drawn) - real).square().sum((1, 2)).mean()
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
