@@ -52,6 +52,22 @@ def test_draws_have_what_is_asked_for_and_are_the_same_each_time(attributes):
     assert attributes.sample(prior, 0, where).shape == (0, DIM)
 
 
+def test_rare_combinations_are_reached_by_codes_as_likely_as_any(rng):
+    """Of the prior's draws none has both; a guide that left the prior would go along axes that it hardly has."""
+    stretch = np.diag([1.0] * (DIM - 1) + [0.01])
+    prior = Prior(np.ones(1), np.zeros((1, DIM)), stretch[None])
+    weights = np.zeros((5, DIM))
+    weights[1, [0, -1]], weights[4, [1, -1]] = 6, 6
+    attributes = Attributes(VALUES, weights, np.array([0, -18, 0, 0, -15]), np.ones(2))
+    where = {"hair": "red", "eyes": "light"}
+    assert np.exp(attributes.log_probability(prior.sample(4096, 0), where)).max() < 0.9
+    codes = attributes.sample(prior, 32, where, rng=1)
+    assert np.exp(attributes.log_probability(codes, where)).min() > 0.9
+    assert np.abs(codes[:, -1] / 0.01).max() < 5
+    still = attributes.sample(prior, 4, where, rng=1, temperature=0)  # all draws are one code, which stays
+    np.testing.assert_array_equal(still, prior.sample(4, 1, temperature=0))
+
+
 @pytest.mark.parametrize(
     ("where", "error", "words"),
     [
