@@ -16,8 +16,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TOOLS = ("curl", "git", "mkdocs", "pre-commit", "python3", "tritonserver", "twine", "uvicorn")
-"""Programs of others that commands of these pages call."""
+TOOLS = {
+    "curl": "asks the server of examples/server.py: test_examples.py",
+    "mkdocs": "test_docs.py builds the site",
+    "pre-commit": "needs the network: test_packaging.py compares its hooks with CI",
+    "python3": "makes a virtual environment: .ci/run",
+    "tritonserver": "a container of NVIDIA: test_triton.py reads the repository by its schema",
+    "twine": "test_packaging.py checks the package",
+    "uvicorn": "serves until it is stopped: test_examples.py",
+}
+"""Programs of others that commands of these pages call, and why no test of a page runs them."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
