@@ -117,6 +117,7 @@ def test_the_folder_is_ready_for_git(space):
     assert {"gradio", "numpy", "onnxruntime", "pillow"} <= pins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry", [["--static", "--engine", "none"], []])
 def test_a_failed_space_leaves_nothing_and_can_be_tried_again(folder, tmp_path, retry):
     out = tmp_path / "space"
