@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from demo.components.mask_editor import Masked
 from demo.components.sliders import SliderBoard, SliderGroup
 from demo.evolution import Lineage, replay
 from vae_runtime import VAE, InputError, kl_divergence, load_image
@@ -33,7 +34,7 @@ MAX_STRENGTH = 3.0
 """Farthest that one slider goes, in standard deviations of the codes."""
 MAX_STEPS = 300
 """Most steps of the search for a code: some seconds, during which others wait."""
-OPEN_SLIDERS = 9
+OPEN_SLIDERS = 14
 """Sliders that are not folded away."""
 MAX_NAME = 200
 MAX_WHERE = 16
@@ -236,6 +237,11 @@ class Service:
     def can_invert(self) -> bool:
         """Whether the model has the graph that inverting and inpainting need."""
         return self.vae.has_inverse
+
+    def fit(self, given: Masked) -> Masked:
+        """A picture and its mask, (H, W, 3) and (H, W), as the model sees them: (S, S, 3) and (S, S)."""
+        pixels, hidden = self.vae.prepare_masked(given.face, given.hidden if given.hidden.any() else None)
+        return Masked(pixels[0], hidden[0])
 
     def inpaint(self, picture: Pixels, hidden: NDArray[np.bool_], steps: object = 200) -> Pixels:
         """The picture with what is hidden (H, W) painted anew, the rest of it as it was: (S, S, 3)."""

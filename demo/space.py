@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import tempfile
@@ -44,8 +45,7 @@ sdk: {sdk}
 license: mit
 short_description: Draw, blend, edit and breed faces with a small VAE
 tags: [vae, onnx, onnxruntime, faces, image-generation]
-{models}thumbnail: thumbnail.png
----
+{links}---
 
 # anime-vae
 
@@ -55,7 +55,7 @@ The code and the weights are under the MIT license. `avatars` are drawn by pytho
 anime models were trained on belong to their artists; none of them is in this folder.
 """
 GIT_ATTRIBUTES = "".join(
-    f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in ("onnx", "npz", "png", "wasm")
+    f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in ("onnx", "npz", "png", "webp", "gz")
 )
 APP_TEXT = """\
 New faces from a convolutional variational autoencoder, run by ONNX Runtime on the CPU. This folder holds everything it
@@ -86,11 +86,11 @@ def main(arguments: Sequence[str]) -> int:
             # The threads of WebAssembly need these two headers.
             keys = "custom_headers:\n  cross-origin-embedder-policy: require-corp\n"
             keys += "  cross-origin-opener-policy: same-origin\n"
-            _card(folder, "static", f"app_file: index.html\n{keys}", options.link, STATIC_TEXT)
+            _card(folder, "static", f"app_file: index.html\n{keys}", options, STATIC_TEXT)
         else:
             assemble(folder, folders)
             keys = f'sdk_version: {version("gradio")}\npython_version: "3.12"\napp_file: app.py\n'
-            _card(folder, "gradio", f"{keys}suggested_hardware: cpu-basic\n", options.link, APP_TEXT)
+            _card(folder, "gradio", f"{keys}suggested_hardware: cpu-basic\n", options, APP_TEXT)
     print(f"{options.out}: {sum(path.stat().st_size for path in options.out.rglob('*')) / 2**20:.1f} MiB")
     if options.push:
         print(push(options.out, HUB_PREFIX + options.push, space_sdk="static" if options.static else "gradio"))
@@ -137,9 +137,11 @@ def _thumbnail(model: Path, path: Path) -> None:
         save_png(image_grid(faces, 6, scale=max(1, 96 // vae.image_size)), path)
 
 
-def _card(out: Path, sdk: str, keys: str, link: str | None, text: str) -> None:
-    models = f"models: [{link}]\n" if link else ""
-    (out / "README.md").write_text(README.format(sdk=sdk, keys=keys, models=models, text=text), encoding="utf-8")
+def _card(out: Path, sdk: str, keys: str, options: argparse.Namespace, text: str) -> None:
+    links = f"models: [{options.link}]\n" if options.link else ""
+    if options.push:  # the Hub wants an address here, not a path
+        links += f"thumbnail: https://huggingface.co/spaces/{options.push}/resolve/main/thumbnail.png\n"
+    (out / "README.md").write_text(README.format(sdk=sdk, keys=keys, links=links, text=text), encoding="utf-8")
     (out / ".gitattributes").write_text(GIT_ATTRIBUTES, encoding="utf-8")
 
 

@@ -25,6 +25,7 @@ from vae_runtime.golden import Golden
 from vae_runtime.images import Pixels
 from vae_runtime.prior import text_code
 from vae_runtime.prior.flow import ARRAYS, Flow
+from vae_runtime.prior.mixture import Codes
 
 # The page's engine, from npm: the version and the digest that npm's registry gives for it.
 ORT_WEB = "1.30.0"
@@ -52,6 +53,8 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
     """Fill the empty folder `out` with the page, onnxruntime-web, and each model with its golden vectors.
 
     Graphs are those of the variant fp16 where a model has it: half the bytes, and the same pixels within 1 of 255.
+    What is large is compressed here, which not every server does; the page undoes it.
+
     engine: a folder with the files of onnxruntime-web; without it they come from npm, checked by digest. Raises
     ModelFileError for a model without golden vectors, InputError if the engine cannot be had.
     """
@@ -59,25 +62,26 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
         Golden.load(folder)
     shutil.copytree(Path(__file__).with_name("web"), out, dirs_exist_ok=True)
     _vendor(out / "vendor", engine)
-    first = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm.gz")
-    shared = sum((out / "vendor" / name).stat().st_size for name in first)
+    shared = (out / "vendor" / "ort-wasm-simd-threaded.wasm.gz").stat().st_size
     index: list[dict[str, str | int]] = []
     for folder in folders:
         with VAE.load(folder, device="cpu") as vae:
             target = out / "models" / vae.config.name
             target.mkdir(parents=True)
-            start = best_names(vae)
-            _write(target / "model.json.gz", {**describe(vae), "start": start})
-            face = enlarged(blended(vae, start), POSTER)[0]
+            codes = best_codes(vae)
+            _write(target / "model.json", describe(vae, codes))
+            _write(target / "prior.json.gz", describe_prior(vae))
+            face = enlarged(blended(vae, codes), POSTER)[0]
             Image.fromarray(face).save(target / "poster.webp", quality=80)
             if not index:
                 Image.fromarray(face).save(out / "poster.webp", quality=80)
                 for side in ICONS:
                     save_png(enlarged(Service(vae).example_faces[:1], side)[0], out / f"icon-{side}.png")
             graphs = graph_files("fp16" if set(graph_files("fp16")) <= set(vae.config.files) else None)
-        for source, name in zip((*graphs, GOLDEN_FILE), (ENCODER_FILE, DECODER_FILE, GOLDEN_FILE), strict=True):
-            shutil.copy(folder / source, target / name)
-        size = shared + sum((target / name).stat().st_size for name in ("model.json.gz", DECODER_FILE))
+        for source, name in zip(graphs, (ENCODER_FILE, DECODER_FILE), strict=True):
+            _compress(target / f"{name}.gz", (folder / source).read_bytes())
+        shutil.copy(folder / GOLDEN_FILE, target)
+        size = shared + sum((target / name).stat().st_size for name in ("model.json", f"{DECODER_FILE}.gz"))
         index.append({"name": target.name, "poster": f"models/{target.name}/poster.webp", "bytes": size})
     _write(out / "models" / "index.json", index)
     worker = out / "sw.js"
@@ -86,26 +90,32 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
     worker.write_text(text, encoding="utf-8")
 
 
-def best_names(vae: VAE) -> list[str]:
-    """The four names whose faces the model can explain best."""
+def best_codes(vae: VAE) -> Codes:
+    """(4, latent_dim): the codes of the names whose faces the model can explain best."""
     faces = np.concatenate([vae.face_of(name)[None] for name in NAMES])
-    return [NAMES[place] for place in np.argsort(badness(vae, faces))[:4]]
+    return np.stack([text_code(NAMES[place], vae.prior) for place in np.argsort(badness(vae, faces))[:4]])
 
 
-def blended(vae: VAE, names: Sequence[str]) -> Pixels:
-    """What the page shows first, (1, S, S, 3): the middle of the square between four names."""
-    codes = np.stack([text_code(name, vae.prior) for name in names])
+def blended(vae: VAE, codes: Codes) -> Pixels:
+    """What the page shows first, (1, S, S, 3): the middle of the square between four codes."""
     return vae.decode(grid(codes, 3, 3)[1, 1])
 
 
-def describe(vae: VAE) -> dict[str, Any]:
-    """What the page needs of a model besides its graphs: sizes, the prior, and the directions of its sliders."""
-    service, prior = Service(vae), vae.prior
+def describe(vae: VAE, start: Codes) -> dict[str, Any]:
+    """What the page needs for its first face besides the decoder: sizes, and the codes in its corners."""
     return {
         "name": vae.config.name,
         "model_id": vae.config.model_id,
         "image_size": vae.image_size,
         "latent_dim": vae.latent_dim,
+        "start": _packed(start),
+    }
+
+
+def describe_prior(vae: VAE) -> dict[str, Any]:
+    """What it needs next: the prior, and the directions of its sliders."""
+    service, prior = Service(vae), vae.prior
+    return {
         "prior": {
             "weights": prior.weights.tolist(),
             "means": _packed(prior.means),
@@ -138,7 +148,14 @@ def _packed(array: np.ndarray[Any, Any]) -> str:
 
 def _write(path: Path, value: Any) -> None:
     data = json.dumps(value).encode()
-    path.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
+    if path.suffix == ".gz":
+        _compress(path, data)
+    else:
+        path.write_bytes(data)
+
+
+def _compress(path: Path, data: bytes) -> None:
+    path.write_bytes(gzip.compress(data, 9, mtime=0))
 
 
 def _vendor(target: Path, engine: Path | None) -> None:
@@ -157,9 +174,9 @@ def _vendor(target: Path, engine: Path | None) -> None:
 
 
 def _place(path: Path, data: bytes) -> None:
-    """Write a file of the engine; the large ones compressed, which not every server does, and the page undoes."""
+    """Write a file of the engine, the large ones compressed."""
     if path.suffix == ".wasm":
-        path.with_name(path.name + ".gz").write_bytes(gzip.compress(data, 9, mtime=0))
+        _compress(path.with_name(path.name + ".gz"), data)
     else:
         path.write_bytes(data)
 

@@ -6,7 +6,7 @@ Each component is a Python class, which checks what a client sends, and a script
 from demo.components.animation import Animation, AnimationView
 from demo.components.compare import Compare
 from demo.components.face_grid import FaceGrid, Selection
-from demo.components.face_input import FaceInput
+from demo.components.face_input import FaceInput, MaskedFaceInput
 from demo.components.mask_editor import Masked, MaskEditor
 from demo.components.sliders import Sliders
 
@@ -18,6 +18,7 @@ __all__ = [
     "FaceInput",
     "MaskEditor",
     "Masked",
+    "MaskedFaceInput",
     "Selection",
     "Sliders",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vae_runtime import ImageError, load_image
 from vae_runtime.images import FORMATS, Pixels, fit_square
@@ -71,6 +71,22 @@ def read_picture(source: bytes | Path) -> Pixels:
     with _one_large_picture:
         picture = load_image(data)
         return fit_square(picture, MAX_FACE_SIDE if min(picture.shape[:2]) > MAX_FACE_SIDE else min(picture.shape[:2]))
+
+
+def holes_from_uri(text: object, side: int) -> NDArray[np.bool_]:
+    """Where the picture that `picture_from_uri` has read is transparent, (side, side); nowhere in one without alpha.
+
+    Nowhere in a large picture, too: the page's script sends small ones, and no large one is decoded twice.
+    """
+    none = np.zeros((side, side), np.bool_)
+    match = _ANY.match(text) if isinstance(text, str) else None
+    if match is None or not isinstance(text, str):
+        return none
+    with Image.open(io.BytesIO(_decode(text[match.end() :])), formats=FORMATS) as image:
+        if max(image.size) > MAX_FACE_SIDE or not image.has_transparency_data:
+            return none
+        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
+    return np.asarray(fit_square(alpha[..., None].repeat(3, axis=2), side)[..., 0] < 128)
 
 
 def _face_bytes(text: object) -> bytes:

@@ -40,7 +40,7 @@ class FaceGrid(Widget):
         kind: str = "many",
         **options: Any,
     ) -> None:
-        settings = {"most": most, "columns": columns or "auto-fill", "note": note, "kind": kind}
+        settings = {"most": most, "columns": columns, "note": note, "kind": kind}
         super().__init__("face_grid", value, label, settings, **options)
 
     def preprocess(self, payload: Any) -> Selection:  # type: ignore[override]  # Gradio types its value as str

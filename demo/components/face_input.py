@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from demo.components.data_uri import picture_from_uri, read_picture, to_uri
+from demo.components.data_uri import holes_from_uri, picture_from_uri, read_picture, to_uri
+from demo.components.mask_editor import Masked
 from demo.components.widget import Widget, refusal
 from vae_runtime import ImageError
 from vae_runtime.images import Pixels
@@ -53,6 +54,18 @@ class FaceInput(Widget):
         return {"src": "data:image/png;base64,"}
 
     example_value = example_payload
+
+
+class MaskedFaceInput(FaceInput):
+    """As `FaceInput`; what is transparent in the picture is hidden. Out: `Masked`, or None."""
+
+    def preprocess(self, payload: Any) -> Masked | None:  # type: ignore[override]
+        """The picture and its holes, None if there is none; gr.Error with a sentence if it is refused."""
+        picture = super().preprocess(payload)
+        if picture is None:
+            return None
+        side = len(picture)
+        return Masked(picture, holes_from_uri(payload.get("src"), side))
 
 
 def read_payload(payload: Any) -> Pixels | None:

@@ -51,10 +51,10 @@ class MaskEditor(Widget):
         """The face as a data URI, and its mask if there is one."""
         if value is None:
             return {}
-        if isinstance(value, Masked):
-            mask = value.hidden[..., None].repeat(3, axis=2) * np.uint8(255)
-            return {"src": to_uri(value.face), "mask": to_uri(mask)}
-        return {"src": to_uri(value), "mask": ""}
+        if not isinstance(value, Masked):
+            return {"src": to_uri(value), "mask": ""}
+        mask = value.hidden[..., None].repeat(3, axis=2) * np.uint8(255)
+        return {"src": to_uri(value.face), "mask": to_uri(mask) if value.hidden.any() else ""}
 
     def api_info(self) -> dict[str, Any]:
         """What a client sees."""

@@ -185,6 +185,6 @@ const animeVAE = (() => {
   return {
     face, update, paint, sheet, download, say, favorites, keep, drop, picked, chosen, watchers, remember, select, switchModel, read, copyLink,
     start: (tab) => { first = tab; },
-    restored: () => { ready = true; },
+    restored: () => { ready = true; document.documentElement.dataset.restored = ''; }, // the attribute is for the tests
   };
 })();

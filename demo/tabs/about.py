@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,6 +14,8 @@ from demo.tabs.base import Page, State, Tab
 from vae_runtime import __version__
 from vae_runtime.config import PRIOR_FILE
 
+ABBREVIATIONS = {"elbo", "fd", "kid", "kl", "psnr", "ssim", "swd"}
+
 
 class AboutTab(Tab):
     """About."""
@@ -22,14 +25,16 @@ class AboutTab(Tab):
     def build(self) -> None:
         """A page of text."""
         self.card = gr.Markdown(about(self.models.first), elem_id="card")
-        self.outputs = [self.card]
+        with gr.Accordion("Advanced: its directions and figures", open=False):
+            self.figures = gr.Markdown(figures(self.models.first), elem_id="figures")
+        self.outputs = [self.card, self.figures]
 
     def connect(self, page: Page) -> None:
         """Nothing to wire."""
 
     def draw(self, service: Service, state: State) -> list[Any]:
         """The card of this model."""
-        return [about(service)]
+        return [about(service), figures(service)]
 
 
 def about(service: Service) -> str:
@@ -41,12 +46,9 @@ def about(service: Service) -> str:
         "Pictures": f"{vae.image_size} x {vae.image_size}, and codes of {vae.latent_dim} numbers",
         "Trained on": f"{config.training_data.count:,} faces of `{config.training_data.name}`",
         "Where new faces come from": prior,
-        "Directions": ", ".join(name for name in service.directions),
         "Runs on": f"{vae.device}, ONNX Runtime {_onnxruntime()}",
         "Versions": f"anime-vae {__version__}, gradio {version('gradio')}, Python {sys.version.split()[0]}",
     }
-    rows |= {name.replace("_", " ").capitalize(): f"{value:g}" for name, value in config.metrics.items()}
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""## How it works
 
 A variational autoencoder is two small networks. The encoder turns a face into a short list of numbers, its code; the
@@ -61,10 +63,21 @@ used for your answer and are not kept. Favorites stay in your browser.
 
 ## The model
 
-| | |
-|---|---|
-{table}
+{_table(rows)}
 """
+
+
+def figures(service: Service) -> str:
+    """The names of the directions, and the metrics of the export, as a table in Markdown."""
+    rows = {"Directions": ", ".join(service.directions)}
+    for name, value in service.vae.config.metrics.items():
+        words = [word.upper() if word in ABBREVIATIONS else word for word in name.split("_")]
+        rows[" ".join(words)] = f"{value:g}"
+    return _table(rows)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def _onnxruntime() -> str:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import gradio as gr
 import numpy as np
 
-from demo.components import FaceGrid, FaceInput, Selection
+from demo.components import FaceGrid, FaceInput, Masked, Selection
 from demo.components.face_input import read_payload
 from demo.components.widget import refusal
 from demo.service import Service
@@ -151,7 +151,7 @@ class Tab(ABC):
         start = service.starter_faces[starter] if isinstance(starter, int) else starter
         if name not in state:
             return None if state.get("sent") else start
-        value = state[name]
+        value = state[name].face if isinstance(state[name], Masked) else state[name]
         if isinstance(value, str):
             return service.face_of_token(value) if value else None
         found: Pixels | None = value if isinstance(value, np.ndarray) else read_payload(value)

@@ -25,7 +25,18 @@ class SampleTab(Tab):
         """A grid of faces, and what to do with them."""
         service = self.models.first
         headline("Draw faces that did not exist a second ago")
-        self.new = gr.Button("Draw new faces", variant="primary", elem_id="new-faces")
+        choices = service.choices
+        with gr.Row(elem_classes="actions"):
+            self.new = gr.Button("Draw new faces", variant="primary", elem_id="new-faces")
+            where = gr.Dropdown(
+                choices,
+                value=[],
+                multiselect=True,
+                allow_custom_value=True,  # those of another model, for the API
+                label="Only faces with",
+                visible=bool(choices),
+                elem_id="sample-where",
+            )
         self.grid = FaceGrid(
             "Face",
             value=service.sample(COUNT, service.starters.seed),
@@ -52,17 +63,6 @@ class SampleTab(Tab):
             )
             fitted = PRIOR_FILE in service.vae.config.files
             prior = gr.Radio(PRIORS, value="model", label="Prior", visible=fitted, elem_id="sample-prior")
-        with gr.Row():
-            choices = service.choices
-            where = gr.Dropdown(
-                choices,
-                value=[],
-                multiselect=True,
-                allow_custom_value=True,  # those of another model, for the API
-                label="Only faces with",
-                visible=bool(choices),
-                elem_id="sample-where",
-            )
         self.state = {"faces": faces, "seed": seed, "temperature": temperature, "prior": prior, "where": where}
         self.outputs = [self.grid, *self.state.values()]
 

@@ -58,6 +58,14 @@ async function setCorner(place, z) {
   draw(corners[place].firstElementChild, await state.vae.decode(z), state.vae.size);
 }
 
+async function setCorners(codes) {
+  const { vae } = state, all = new Float32Array(4 * vae.dim);
+  codes.forEach((z, place) => all.set(z, place * vae.dim));
+  state.codes = [...codes];
+  const pixels = await vae.decode(all);
+  corners.forEach((corner, place) => draw(corner.firstElementChild, pixels, vae.size, place));
+}
+
 function choose(place) {
   state.corner = place;
   corners.forEach((button, i) => button.setAttribute("aria-pressed", i === place));
@@ -86,7 +94,7 @@ async function newFaces(intoCorners = true) {
     show();
   });
   if (!intoCorners) return;
-  for (let k = 0; k < 4; k++) await setCorner(k, codes.slice(k * dim, (k + 1) * dim));
+  await setCorners([0, 1, 2, 3].map((k) => codes.slice(k * dim, (k + 1) * dim)));
   await show();
 }
 
@@ -239,17 +247,15 @@ function remember() {
   clearTimeout(waiting);
   waiting = setTimeout(() => { if (state.codes.length === 4) history.replaceState(null, "", "#" + link()); }, 300);
 }
-async function fromLink(vae, asked) {
+/** The state that a link asks for: { codes, at, bend }, or null for no link, a damaged one, or one of another model. */
+function fromLink(vae, asked) {
   try {
     const codes = asked.get("faces").split(".").map((text) => unpack(text, vae.dim));
     const at = asked.get("at").split(",").map(Number), bend = JSON.parse(asked.get("bend") || "{}");
-    if (codes.length !== 4 || !at.every((x) => x >= 0 && x <= 1) || codes.some((code) => code.some((x) => !(Math.abs(x) < 1e3)))) return false;
-    state.bend = Object.fromEntries(vae.sliders.map(({ name }) => [name, Math.max(-3, Math.min(3, Number(bend[name]) || 0))]));
-    for (const [k, z] of codes.entries()) await setCorner(k, z);
-    state.at = at;
-    return true;
+    if (codes.length !== 4 || !at.every((x) => x >= 0 && x <= 1) || codes.some((code) => code.some((x) => !(Math.abs(x) < 1e3)))) return null;
+    return { codes, at, bend: Object.fromEntries(vae.sliders.map(({ name }) => [name, Math.max(-3, Math.min(3, Number(bend[name]) || 0))])) };
   } catch {
-    return false; // no link, a damaged one, or one of another model
+    return null;
   }
 }
 async function copyLink() {
@@ -272,17 +278,20 @@ async function start(name, asked = new URLSearchParams()) {
   say("");
   try {
     let come = 0;
-    const vae = await VAE.load(name, (count) => { $("progress").value = Math.min(1, (come += count) / entry.bytes); });
-    Object.assign(state, { vae, codes: [], bend: {} });
-    if (!(await fromLink(vae, asked)))
-      for (const [k, text] of vae.start.entries()) await setCorner(k, await vae.codeOf(text));
+    const loading = VAE.load(name, (count) => { $("progress").value = Math.min(1, (come += count) / entry.bytes); });
+    enlarge(new Uint8ClampedArray(64 * 64 * 4), 64, 512); // while the line is busy: the first call takes ten times as long
+    const vae = await loading;
+    if (asked.has("faces")) await vae.complete();
+    const start = [0, 1, 2, 3].map((k) => vae.start.slice(k * vae.dim, (k + 1) * vae.dim));
+    Object.assign(state, { vae, ...(fromLink(vae, asked) ?? { codes: start, bend: {} }) });
     await moveTo(...state.at);
     root.dataset.first = Math.round(performance.now() - (root.dataset.first ? began : 0));
-    root.dataset.bytes = come;
     $("poster").hidden = true;
     $("loading").hidden = true;
-    sliders();
     choose(0);
+    await setCorners(state.codes);
+    await vae.complete();
+    sliders();
     $("pair").hidden = true;
     await newFaces(false);
     await fresh();
@@ -373,7 +382,6 @@ document.ondrop = (event) => { event.preventDefault(); ownPicture(event.dataTran
 document.onpaste = (event) => ownPicture(event.clipboardData.files[0]);
 window.onresize = () => state.vae && moveTo(...state.at);
 $("model").onchange = (event) => { history.replaceState(null, "", location.pathname + location.search); start(event.target.value); };
-if ("serviceWorker" in navigator && isSecureContext) navigator.serviceWorker.register("sw.js").catch(() => {});
 
 const names = await models();
 $("model").replaceChildren(...names.map(({ name }) => new Option(name)));
@@ -381,3 +389,5 @@ const asked = new URLSearchParams(location.hash.slice(1));
 const first = names.some(({ name }) => name === asked.get("model")) ? asked.get("model") : names[0].name;
 $("model").value = first;
 await start(first, asked);
+// After the first face: what it keeps would come before it on the same line.
+if ("serviceWorker" in navigator && isSecureContext) navigator.serviceWorker.register("sw.js").catch(() => {});

@@ -5,20 +5,29 @@ import { textCode } from "./face_of.js";
 const base = new URL("./", import.meta.url);
 const FASTER = 0.8; // WebGPU must need less than this share of the time of WebAssembly to be taken
 
-/** The bytes of a file, decompressed if it is gzip. onBytes is told how many have come. */
-async function read(path, onBytes = () => {}) {
+async function request(path) {
   const answer = await fetch(new URL(path, base));
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  const parts = [], reader = answer.body.getReader();
-  for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) {
-    parts.push(value);
-    onBytes(value.length);
-  }
-  const blob = new Blob(parts), start = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
-  if (start[0] !== 0x1f || start[1] !== 0x8b) return new Uint8Array(await blob.arrayBuffer());
-  return new Uint8Array(await new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer());
+  return answer;
 }
 
+/** The bytes of an answer, decompressed as they come if they are gzip. onBytes is told how many have come. */
+async function bytesOf(answer, onBytes = () => {}) {
+  const reader = answer.body.getReader();
+  let part = await reader.read();
+  const gzip = part.value?.[0] === 0x1f && part.value[1] === 0x8b; // else the server has said so, and the browser has done it
+  const body = new ReadableStream({
+    async pull(parts) {
+      if (part.done) return parts.close();
+      onBytes(part.value.length);
+      parts.enqueue(part.value);
+      part = await reader.read();
+    },
+  });
+  return new Uint8Array(await new Response(gzip ? body.pipeThrough(new DecompressionStream("gzip")) : body).arrayBuffer());
+}
+
+const read = async (path, onBytes) => bytesOf(await request(path), onBytes);
 const json = async (path, onBytes) => JSON.parse(new TextDecoder().decode(await read(path, onBytes)));
 
 const engines = new Map();
@@ -26,11 +35,11 @@ const engines = new Map();
 function engine(provider, onBytes) {
   if (!engines.has(provider))
     engines.set(provider, (async () => {
-      const ort = await import(new URL(`vendor/ort.${provider}.min.mjs`, base));
       const name = provider === "wasm" ? "ort-wasm-simd-threaded" : "ort-wasm-simd-threaded.asyncify";
+      const binary = read(`vendor/${name}.wasm.gz`, onBytes), ort = await import(new URL(`vendor/ort.${provider}.min.mjs`, base));
       ort.env.wasm.wasmPaths = { mjs: new URL(`vendor/${name}.mjs`, base).href };
-      ort.env.wasm.wasmBinary = await read(`vendor/${name}.wasm.gz`, onBytes);
       if (!self.crossOriginIsolated) ort.env.wasm.numThreads = 1;
+      ort.env.wasm.wasmBinary = await binary;
       return ort;
     })());
   return engines.get(provider);
@@ -44,34 +53,39 @@ const floats = (text) => new Float32Array(bytes(text).buffer);
 export const models = () => json("models/index.json");
 
 export class VAE {
-  /** Ready to decode; the encoder follows in the background. */
+  /** Ready to decode. `complete` adds what the first face does without; the encoder comes when it is first needed. */
   static async load(name, onBytes = () => {}) {
-    const place = `models/${name}/`;
-    const [ort, model, graph] = await Promise.all([
-      engine("wasm", onBytes), json(place + "model.json.gz", onBytes), read(place + "decoder.onnx", onBytes),
-    ]);
+    const place = `models/${name}/`, described = json(place + "model.json", onBytes), ort = await engine("wasm", onBytes);
+    const open = (graph) => ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+    const coming = await request(place + "decoder.onnx.gz");
+    open(new Uint8Array(1)).catch(() => {}); // refused; but the first one has the engine compiled, while the graph is coming
+    const graph = await bytesOf(coming, onBytes), model = await described;
     const vae = new VAE();
-    const groups = model.groups.map((group) => ({
+    Object.assign(vae, {
+      ort, place, graph, groups: [], sliders: [], provider: "wasm", name: model.name, size: model.image_size,
+      dim: model.latent_dim, start: floats(model.start),
+    });
+    vae.decoder = await open(graph);
+    let encoder, rest;
+    vae.ready = () => (encoder ??= read(place + "encoder.onnx.gz").then(open));
+    vae.complete = () => (rest ??= json(place + "prior.json.gz").then((found) => vae.take(found)));
+    return vae;
+  }
+
+  /** The prior, and the directions of the sliders. */
+  take({ groups, prior: { weights, means, scales, spreads, flow } }) {
+    this.groups = groups.map((group) => ({
       ...group, sliders: group.sliders.map((slider) => ({ ...slider, step: floats(slider.step) })),
     }));
-    const { weights, means, scales, spreads, flow } = model.prior;
-    const prior = {
+    this.sliders = this.groups.flatMap((group) => group.sliders);
+    this.prior = {
       weights,
       means: floats(means),
       scales: scales && floats(scales),
       spreads: spreads && floats(spreads),
       flow: flow && unpackFlow(flow),
     };
-    Object.assign(vae, {
-      ort, place, groups, prior, provider: "wasm", name: model.name, size: model.image_size, dim: model.latent_dim,
-      start: model.start, sliders: groups.flatMap((group) => group.sliders),
-    });
-    const open = (graph, provider) => vae.ort.InferenceSession.create(graph, { executionProviders: [provider] });
-    vae.decoder = await open(graph, "wasm");
-    let encoder;
-    vae.ready = () => (encoder ??= read(place + "encoder.onnx").then((graph) => open(graph, "wasm")));
-    vae.graph = graph;
-    return vae;
+    return this;
   }
 
   /** Take WebGPU for the decoder if there is an adapter, and it is faster: "wasm" or "webgpu", and the milliseconds. */

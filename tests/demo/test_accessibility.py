@@ -63,7 +63,7 @@ def test_every_tab_of_the_app(page, address, axe, width, scheme):
     for tab in TITLES:
         page.goto(f"{address}?tab={tab}")
         on_tab(page, tab)
-        page.wait_for_timeout(1000)
+        page.locator("html[data-restored]").wait_for(state="attached")
         found[tab] = findings(page, axe)
     assert {tab: rules for tab, rules in found.items() if rules} == {}
 

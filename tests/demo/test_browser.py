@@ -49,6 +49,7 @@ def wait_until(page, place: str, faces: np.ndarray) -> None:
 def open_tab(page, address: str, tab: str, **settings: object) -> None:
     page.goto(address + "?" + "&".join(f"{key}={value}" for key, value in {"tab": tab, **settings}.items()))
     on_tab(page, tab)
+    page.locator("html[data-restored]").wait_for(state="attached")
 
 
 def on_tab(page, tab: str) -> None:
@@ -208,10 +209,12 @@ def test_a_picture_of_the_camera_is_reconstructed(page, address, vaes):
     page.locator("#reconstruct-out .pair").wait_for()
     page.get_by_role("button", name="Camera: Your picture").click()
     page.wait_for_function("document.querySelector('#reconstruct-in video')?.videoWidth > 0")
+    before = page.locator("#reconstruct-in .picture img").get_attribute("src")
     page.get_by_role("button", name="Take the picture").click()
     page.locator("#reconstruct-in video").wait_for(state="detached")
-    page.wait_for_function("!document.querySelector('#reconstruct-in .busy')")
-    page.wait_for_timeout(500)
+    page.wait_for_function(
+        "before => document.querySelector('#reconstruct-in .picture img').getAttribute('src') !== before", arg=before
+    )
     taken = sent(page, "#reconstruct-in")
     assert taken.std() > 5  # the camera's picture, not a black frame
     wait_until(page, "#reconstruct-out", np.stack([vaes[0].reconstruct(taken)[0], vaes[0].prepare(taken)[0]]))
@@ -366,8 +369,7 @@ def test_a_copied_link_brings_another_visitor_the_same_face(page, browser, addre
 
 def test_back_and_forward_go_through_the_tabs(page, address, services):
     page.goto(address)
-    page.locator("#sample-faces img").first.wait_for()
-    page.wait_for_timeout(1000)
+    page.locator("html[data-restored]").wait_for(state="attached")
     for tab in ("edit", "evolve"):
         page.get_by_role("tab", name=TITLES[tab], exact=True).click()
         page.wait_for_url(f"**tab={tab}**")
@@ -444,6 +446,5 @@ def test_nothing_is_wider_than_a_phone(page, address, tab, scheme):
     page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme=scheme)
     page.goto(f"{address}?tab={tab}")
-    page.locator("#tabs").wait_for()
-    page.wait_for_timeout(300)
+    page.locator("html[data-restored]").wait_for(state="attached")
     assert page.evaluate("document.documentElement.scrollWidth") == 390

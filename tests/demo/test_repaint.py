@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.components.data_uri import from_uri, mask_from_uri, to_uri
+from demo.components.data_uri import from_uri, holes_from_uri, mask_from_uri, to_uri
 from demo.service import MAX_STEPS
 from tests.demo.test_app import BUNDLED, TINY, call, leaks, tall
 from tests.demo.test_browser import choose_model, open_tab, wait_until
@@ -138,8 +138,9 @@ def test_a_stroke_hides_and_what_it_hides_is_painted_anew(page, address, vaes, t
     page.get_by_text("hides nothing").first.wait_for()
     stroke(page, (0.3, 0.5), (0.5, 0.5), (0.7, 0.5))
     page.locator("#inpaint-paint .mask").wait_for()
+    before = page.locator("#inpaint-paint .mask").get_attribute("src")
     stroke(page, (0.5, 0.2), (0.5, 0.3))
-    page.wait_for_timeout(300)
+    page.wait_for_function("before => document.querySelector('#inpaint-paint .mask').src !== before", arg=before)
     mask = mask_shown(page)
     assert mask[size // 2, size // 3 : -size // 3].all()
     assert mask[size // 4, size // 2]
@@ -154,3 +155,31 @@ def test_a_stroke_hides_and_what_it_hides_is_painted_anew(page, address, vaes, t
     page.keyboard.press("Space")
     page.locator("#inpaint-paint .mask").wait_for()
     assert mask_shown(page)[size * 9 // 20, size // 2]
+
+
+def test_what_is_transparent_in_a_picture_is_painted_over_from_the_start(page, address, vaes, tmp_path):
+    face, size = vaes[0].sample(1, rng=33)[0], vaes[0].image_size
+    alpha = np.full((size, size), 255, np.uint8)
+    alpha[size // 4 : size // 2, size // 4 : size // 2] = 0
+    Image.fromarray(np.dstack([face, alpha])).save(tmp_path / "torn.png")
+    open_tab(page, address, "inpaint")
+    page.locator("#inpaint-in input[type=file]").set_input_files(tmp_path / "torn.png")
+    page.locator("#inpaint-paint .mask[src]").wait_for()
+    assert np.array_equal(mask_shown(page), alpha == 0)
+    page.locator("#inpaint-run").click()
+    torn = np.where(alpha[..., None] == 0, np.uint8(255), face)
+    wait_until(page, "#inpaint-out", vaes[0].inpaint(torn, alpha == 0, steps=150))
+    page.locator("#inpaint-in input[type=file]").set_input_files(save_png(face, tmp_path / "whole.png"))
+    page.locator("#inpaint-paint .mask").wait_for(state="hidden")
+
+
+@pytest.mark.parametrize("text", [None, 7, "", "data:text/html;base64,QQ=="])
+def test_what_is_no_picture_has_no_holes(text):
+    assert not holes_from_uri(text, 4).any()
+
+
+def test_holes_are_cut_as_the_picture_is():
+    alpha = np.full((4, 8), 255, np.uint8)
+    alpha[:, :3] = 0  # two columns of which the central square does not have
+    found = holes_from_uri(uri_of(np.dstack([np.zeros((4, 8, 3), np.uint8), alpha])), 4)
+    assert np.array_equal(found, np.arange(4)[None].repeat(4, axis=0) == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.space import main
+from demo.space import _card, main
 from tests.demo.conftest import free_port, serving
 from tests.hub_stand_in import hub
 from vae_runtime import InputError, VAEError
@@ -37,6 +38,16 @@ def test_the_folder_is_a_space(space):
     pins = (space / "requirements.txt").read_text().splitlines()
     assert all(pin.count("==") == 1 for pin in pins)
     assert not [*space.rglob("__pycache__"), *space.rglob("*.pyi")]
+
+
+def test_the_thumbnail_is_an_address_as_the_hub_asks_for(tmp_path):
+    for address, lines in (
+        (None, []),
+        ("me/faces", ["https://huggingface.co/spaces/me/faces/resolve/main/thumbnail.png"]),
+    ):
+        _card(tmp_path, "static", "", argparse.Namespace(link=None, push=address), "")
+        head = (tmp_path / "README.md").read_text(encoding="utf-8").split("---")[1].splitlines()
+        assert [line.removeprefix("thumbnail: ") for line in head if line.startswith("thumbnail")] == lines
 
 
 def test_nothing_of_this_machine_is_in_it(space):
