@@ -32,7 +32,7 @@ from vae_train.model.networks import VAE, fold_batch_norm
 
 CPU = torch.device("cpu")
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
-SETTINGS = RefineConfig(images=12, batch_size=2, average=8, side=32, decay=0.5)
+SETTINGS = RefineConfig(images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5)
 
 
 @pytest.fixture
@@ -62,29 +62,46 @@ def tensors(run):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_continues_to_the_bit(networks, tmp_path, quick, monkeypatch):
+@pytest.mark.parametrize(("phase", "last"), [("train_step", 4), ("follow_step", 8)])
+def test_a_run_that_was_stopped_continues_to_the_bit(phase, last, networks, tmp_path, quick, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     recipe.refine(SETTINGS, networks, start(), Prior.standard(8), whole, CPU)
-    step = recipe.train_step
+    step = getattr(recipe, phase)
 
     def stopped(state, setup):
         step(state, setup)
-        if state.step == 4:
+        if state.step == last:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(recipe, "train_step", stopped)
+    monkeypatch.setattr(recipe, phase, stopped)
     with pytest.raises(Interrupted):
         recipe.refine(SETTINGS, networks, start(), Prior.standard(8), parts, CPU)
-    monkeypatch.setattr(recipe, "train_step", step)
+    monkeypatch.setattr(recipe, phase, step)
     recipe.refine(SETTINGS, networks, None, None, parts, CPU)
 
     expected, found = tensors(whole), tensors(parts)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
-    before = start().decoder.state_dict()["layers.0.weight"]
-    assert not torch.equal(found["model.decoder.layers.0.weight"], before)  # it was trained
-    assert torch.equal(found["model.encoder.mu.weight"], start().encoder.state_dict()["mu.weight"])
+    assert (whole / "metrics.jsonl").read_text().count("\n") == (parts / "metrics.jsonl").read_text().count("\n")
+
+
+def test_the_decoder_is_tuned_then_the_encoder_follows(networks, tmp_path, quick, monkeypatch):
+    before, decoders, step = start().state_dict(), [], recipe.follow_step
+
+    def followed(state, setup):
+        step(state, setup)
+        decoders.append(state.average.decoder.state_dict()["layers.0.weight"].clone())
+
+    monkeypatch.setattr(recipe, "follow_step", followed)
+    recipe.refine(SETTINGS, networks, start(), Prior.standard(8), tmp_path / "run", CPU)
+    after = tensors(tmp_path / "run")
+    decoder, encoder = "decoder.layers.0.weight", "encoder.mu.weight"
+    assert len(decoders) == 4
+    assert not torch.equal(decoders[0], before[decoder])
+    assert all(torch.equal(weight, after[f"average.{decoder}"]) for weight in decoders)
+    assert torch.equal(after[f"model.{encoder}"], before[encoder])
+    assert not torch.equal(after[f"average.{encoder}"], before[encoder])
 
 
 def test_a_run_looks_like_one_of_the_first_stage(networks, tmp_path, quick):
@@ -92,10 +109,11 @@ def test_a_run_looks_like_one_of_the_first_stage(networks, tmp_path, quick):
     recipe.refine(SETTINGS, networks, start(), Prior.standard(8), run, CPU)
     config, saved, model = load_run(run)
     assert (config.decoder, config.batch_norm, model.decoder_kind) == ("fine", False, "fine")
-    assert saved.step == 6
+    assert saved.step == 10
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1]["images"] == 12
-    assert np.isfinite([records[-1]["train_critic_loss"], records[-1]["held_out_psnr"]]).all()
+    assert [record["images"] for record in records if "train_critic_loss" in record][-1] == 12
+    assert records[-1]["images"] == 20
+    assert np.isfinite([records[-1]["train_squared_error"], records[-1]["held_out_psnr"]]).all()
     assert Prior.load(run / PRIOR_FILE).is_standard
     sheets = sorted((run / "figures" / "new_faces").iterdir())
     assert sheets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class RefineConfig:
     spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
     decay: float = _number(0.2, "last part of the pictures, over which the learning rates fall to a tenth", 0.0, 1.0)
+    follow: int = _number(60_000, "pictures at the end, on which the encoder follows the decoder", 0, 1_000_000_000)
     side: int = _number(128, "side at which the feature network sees the pictures, a multiple of 32", 32, 512)
     seed: int = _number(0, "seed of draws, pictures and noise", 0, 2**31 - 1)
 
@@ -40,6 +42,16 @@ class RefineConfig:
             check_setting(item, getattr(self, item.name))
         if self.side % 32:
             raise UsageError(f"--side {self.side}: expected a multiple of 32")
+
+    @property
+    def adversarial_steps(self) -> int:
+        """Steps in which new faces are drawn."""
+        return math.ceil(self.images / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.adversarial_steps + math.ceil(self.follow / self.batch_size)
 
     def rate(self, images: int) -> float:
         """The share of the learning rates at a point of the run: 1, then falling linearly to a tenth."""

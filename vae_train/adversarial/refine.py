@@ -1,10 +1,11 @@
 """The second stage, top to bottom: a projected GAN (Sauer et al. 2021) tunes the decoder of a trained VAE until draws
 of its prior decode to faces.
 
-The encoder, and with it every code and the prior, stays as it is. Each step draws new faces, which the critic tells
-from real ones, and reconstructs real faces from their codes, which keep their pictures by squared error and by features
-(as in VAE/GAN, Larsen et al. 2016). Everything random is a function of (seed, step), so that a run that was stopped
-continues exactly: on a CPU with the same number of threads, to the bit.
+Each step draws new faces, which the critic tells from real ones, and reconstructs real faces from their codes, which
+keep their pictures by squared error and by features (as in VAE/GAN, Larsen et al. 2016). The prior stays as it is, and
+so does the encoder, until the decoder is done: then it follows by the ELBO of the first stage. Everything random is a
+function of (seed, step), so that a run that was stopped continues exactly: on a CPU with the same number of threads, to
+the bit.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from vae_train.errors import TrainingError, UsageError
 from vae_train.export.fit_latents import fit_latents
 from vae_train.model.exported import with_fine_decoder
 from vae_train.model.figures import FIGURES
+from vae_train.model.losses import gaussian_nll, kl_divergence, negative_elbo, optimal_variance, squared_error
 from vae_train.model.networks import VAE, fold_batch_norm, reparameterize
 from vae_train.model.tensors import CHANNELS_LAST, to_pixels, to_unit
 
@@ -86,10 +88,13 @@ class State:
     model: VAE
     """Its decoder is what is trained."""
     average: VAE
-    """The same with the moving average of the decoder's weights: what is evaluated, drawn and exported."""
+    """The same with the moving average of the decoder's weights, and the encoder that follows it: what is evaluated,
+    drawn and exported."""
     critic: Critic
     optimizer: torch.optim.Adam
     critic_optimizer: torch.optim.Adam
+    encoder_optimizer: torch.optim.Adam
+    """Of the encoder of `average`."""
     sums: Tensor
     """(len(LOSSES) + 1,) float64: the sums of this epoch, and the number of steps in them."""
     step: int = 0
@@ -185,13 +190,14 @@ def refine(
         checkpoint.write(run / CONFIG_FILE, networks.to_json().encode())
         checkpoint.write(run / REFINE_FILE, config.to_json().encode())
 
-        steps, epoch = -(-config.images // config.batch_size), max(1, len(real) // config.batch_size)
-        logger = Logger(run, [line for line in read_metrics(run) if line["epoch"] <= state.step // epoch], False)
+        epoch = max(1, len(real) // config.batch_size)
+        logger = Logger(run, [line for line in read_metrics(run) if line["step"] <= state.step], False)
         codes = torch.from_numpy(prior.sample(SHEET, rng=0)).to(device)
-        with make_bar(steps * config.batch_size, state.step * config.batch_size) as bar:
-            while state.step < steps:
+        with make_bar(config.steps * config.batch_size, state.step * config.batch_size) as bar:
+            while state.step < config.steps:
+                part = config.steps if follows(state, config) else config.adversarial_steps
                 try:
-                    train_until(min(steps, (state.step // epoch + 1) * epoch), state, setup, bar, stop)
+                    train_until(min(part, (state.step // epoch + 1) * epoch), state, setup, bar, stop)
                 except Interrupted:
                     save(state, epoch, data, run)
                     raise
@@ -231,14 +237,17 @@ def exported_prior(model: str) -> Prior | None:
 
 
 def train_until(end: int, state: State, setup: Setup, bar: tqdm[Any], stop: StopRequest) -> None:
-    """Steps up to number `end`. Raises Interrupted after the step in which `stop` received a signal."""
+    """Steps of one kind up to number `end`. Raises Interrupted after the step in which `stop` received a signal."""
     started = looked = time.monotonic()
+    name, take_step = ("critic_loss", train_step)
+    if follows(state, setup.config):
+        name, take_step = ("squared_error", follow_step)
     while state.step < end:
-        train_step(state, setup)
+        take_step(state, setup)
         bar.update(setup.config.batch_size)
         if time.monotonic() - looked > _UPDATE_INTERVAL:
             looked = time.monotonic()
-            bar.set_postfix_str(f"critic {means(state)['critic_loss']:.2f}", refresh=False)
+            bar.set_postfix_str(f"{name.replace('_', ' ')} {means(state)[name]:.3g}", refresh=False)
         if stop.signal_number:
             state.seconds += time.monotonic() - started
             raise Interrupted(stop.signal_number)
@@ -250,7 +259,7 @@ def train_step(state: State, setup: Setup) -> None:
     config, generator = setup.config, setup.generator(state.step)
     set_rates(state, config)
     real, kept = setup.pictures(config.batch_size, generator), setup.pictures(config.batch_size // 2, generator)
-    kept = torch.where(_uniform(len(kept), generator)[:, None, None, None] < 0.5, kept.flip(3), kept)
+    kept = mirrored(kept, generator)
     codes = torch.cat([setup.draws(state.step, generator), posterior(state.model, kept, generator)])
     with setup.autocast():
         drawn, reconstructed = state.model.decoder(codes).split([config.batch_size, len(kept)])
@@ -289,6 +298,38 @@ def train_step(state: State, setup: Setup) -> None:
     noted = [loss, adversarial, error, distance, _mean(real_scores), _mean(drawn_scores), torch.ones_like(loss)]
     state.sums += torch.stack([value.detach().double() for value in noted])
     state.step += 1
+
+
+def follows(state: State, config: RefineConfig) -> bool:
+    """Whether the decoder is done, and the encoder follows."""
+    return state.step >= config.adversarial_steps
+
+
+def follow_step(state: State, setup: Setup) -> None:
+    """One step of the encoder on real pictures: the negative ELBO, with the averaged decoder as it is."""
+    config, generator, model = setup.config, setup.generator(state.step), state.average
+    left = (config.steps - state.step) / (config.steps - config.adversarial_steps)
+    state.encoder_optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, 2 * left)
+    image = mirrored(setup.pictures(config.batch_size, generator), generator)
+    model.encoder.requires_grad_(True)
+    with setup.autocast():
+        mu, logvar = model.encoder(image)
+        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+        reconstruction = model.decoder(reparameterize(mu, logvar, noise))
+    error, dimensions = squared_error(reconstruction, image), image[0].numel()
+    likelihood = gaussian_nll(error, optimal_variance(error.mean(), dimensions), dimensions)
+    state.encoder_optimizer.zero_grad(set_to_none=True)
+    negative_elbo(likelihood, kl_divergence(mu, logvar)).mean().backward()
+    state.encoder_optimizer.step()
+    model.encoder.requires_grad_(False)
+    state.sums[LOSSES.index("squared_error")] += error.detach().double().mean() / dimensions
+    state.sums[-1] += 1
+    state.step += 1
+
+
+def mirrored(image: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, 3, S, S), each picture as it is or its mirror image."""
+    return torch.where(_uniform(len(image), generator)[:, None, None, None] < 0.5, image.flip(3), image)
 
 
 @torch.no_grad()
@@ -343,7 +384,8 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
     average = copy.deepcopy(model).requires_grad_(False)
-    return State(model, average, critic, optimizer, critic_optimizer, sums)
+    encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
+    return State(model, average, critic, optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
 @torch.no_grad()
@@ -422,6 +464,8 @@ def means(state: State) -> dict[str, float]:
 def close_epoch(state: State, epoch: int, config: RefineConfig) -> dict[str, Any]:
     """End the epoch in `state` and return its figures; TrainingError if a loss is not finite."""
     figures, steps = means(state), int(state.sums[-1])
+    if state.step > config.adversarial_steps:
+        figures = {"squared_error": figures["squared_error"]}
     if not all(map(math.isfinite, figures.values())):
         raise TrainingError(f"step {state.step}: a loss is not finite; continue from the last checkpoint with --resume")
     speed = steps * config.batch_size / max(state.seconds, 1e-9)
@@ -450,8 +494,10 @@ def draw_sheet(state: State, codes: Tensor, run: Path) -> None:
 
 def describe(record: dict[str, Any]) -> str:
     """A line about an epoch."""
+    critic = record.get("train_critic_loss")
+    done = "the encoder follows" if critic is None else f"critic {critic:.2f}"
     return (
-        f"{record['images']:,d} new faces: critic {record['train_critic_loss']:.2f}, held out "
+        f"{record['images']:,d} pictures: {done}, held out "
         f"{record['held_out_psnr']:.2f} dB, {record['held_out_bits_per_dim']:.3f} bits/dim; "
         f"{record['images_per_second']:.0f} images/s"
     )
@@ -462,7 +508,8 @@ def _parts(state: State) -> dict[str, nn.Module]:
 
 
 def _optimizers(state: State) -> dict[str, torch.optim.Adam]:
-    return {"optimizer": state.optimizer, "critic_optimizer": state.critic_optimizer}
+    names = ("optimizer", "critic_optimizer", "encoder_optimizer")
+    return {name: getattr(state, name) for name in names}
 
 
 def _indices(count: int, size: int, generator: torch.Generator) -> Tensor:
