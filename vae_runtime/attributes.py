@@ -1,4 +1,4 @@
-"""Attributes of faces, as hair or eye color: a linear classifier of codes for each, beside the graphs."""
+"""Attributes of faces, such as hair or eye color: a linear classifier of codes for each."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _ARRAYS = {
 }
 _AT_ONCE = 64  # faces that are drawn at a time, to bound memory
 _CANDIDATES = 128  # draws from the prior for each face
-_FEWEST_DRAWS = 1024  # from so many the covariance of codes is estimated
-_SURE = 0.97  # probability of all that is asked for at which a code is left alone
+_FEWEST_DRAWS = 1024  # draws that the covariance of codes is estimated from
+_SURE = 0.97  # probability of the requested values at which a code is final
 _STEPS, _RATE = 24, 0.5
 
 

@@ -72,7 +72,7 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that the runtime must know of a pair of graphs."""
+    """The description of a pair of graphs, as read by the runtime."""
 
     format_version: int = FORMAT_VERSION
     """Version of this file's format."""
@@ -101,7 +101,7 @@ class ModelConfig:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Held-out figures at export, by name."""
     model_id: str
-    """The same text in both graphs: it ties the encoder to its decoder."""
+    """Identifier of the weights, stored in both graphs: it ties the encoder to its decoder."""
     files: Mapping[str, str]
     """SHA-256 of each file beside this one, by file name. What is named here, the model has: prior.npz, directions.npz,
     inverse.onnx, or the two graphs of a variant. A copy of the model may lack graphs that are not opened."""

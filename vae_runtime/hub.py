@@ -1,4 +1,4 @@
-"""Where models come from and go to: the bundled one, folders, and the Hugging Face Hub through huggingface_hub."""
+"""Locate models: the bundled one, folders, and the Hugging Face Hub (download and upload)."""
 
 from __future__ import annotations
 

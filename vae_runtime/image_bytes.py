@@ -8,9 +8,9 @@ import zlib
 from typing import NamedTuple
 
 MAX_SCANS = 200
-"""Most scans of a progressive JPEG: usual ones have about 10, thousands take minutes to decode."""
+"""Maximum number of scans of a progressive JPEG: about 10 are usual, thousands take minutes to decode."""
 MAX_CHUNKS = 100_000
-"""Most chunks of a PNG."""
+"""Maximum number of chunks of a PNG."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # A marker after entropy-coded data: not a stuffed zero, not a restart marker, not a fill byte.
@@ -39,7 +39,7 @@ def count_scans(data: bytes) -> int:
 
 
 class Png(NamedTuple):
-    """A PNG that holds only what its pixels and its orientation need."""
+    """A PNG reduced to its pixels and its orientation."""
 
     data: bytes
     transparent: tuple[int, int, int] | None

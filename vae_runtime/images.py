@@ -37,9 +37,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 BACKGROUND = (255, 255, 255)
 """The color that transparent pixels are blended on."""
 MAX_BYTES = 64 * 2**20
-"""Largest file."""
+"""Maximum size of a file in bytes."""
 MAX_PIXELS = 50_000_000
-"""Most pixels of one picture: about 150 MB decoded."""
+"""Maximum number of pixels of a picture: about 150 MB decoded."""
 
 _EXPECTED = "expected a path, bytes, a file object, a PIL image or a uint8 array (H, W, 3)"
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")

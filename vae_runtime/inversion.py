@@ -1,6 +1,6 @@
-"""From pictures to codes by optimization: the most probable code of what is known of a picture.
+"""Pictures to codes by optimization: the most probable code given the known pixels.
 
-Where the encoder makes one guess, these functions descend on -log p(x|z) - log p(z), with p(x|z) =
+The encoder estimates a code in one pass; these functions minimize -log p(x|z) - log p(z), with p(x|z) =
 N(decode(z), variance I) over the known pixels and p(z) the model's prior. inverse.onnx gives the squared error and its
 gradient with respect to z; the rest is NumPy. `VAE.invert`, `VAE.inpaint` and `VAE.upscale` are thin calls of these.
 """
@@ -79,8 +79,8 @@ def descend(objective: Objective, start: Codes, steps: int) -> Codes:
 def adam(objective: Objective, start: Floats, steps: int, learning_rate: float = LEARNING_RATE) -> Floats:
     """The codes of least value among `start` (n, latent_dim) and those that `steps` steps of Adam lead to.
 
-    Kingma & Ba, "Adam" (2015), algorithm 1. The learning rate falls to 0 along half a cosine. Each row goes its own
-    way, and no row ends worse than it began.
+    Kingma & Ba, "Adam" (2015), algorithm 1. The learning rate falls to 0 along half a cosine. Rows are
+    independent, and none ends worse than it began.
     """
     z = np.array(start, np.float64)
     first, second = np.zeros_like(z), np.zeros_like(z)

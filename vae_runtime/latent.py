@@ -1,6 +1,6 @@
 """Latent arithmetic in NumPy: pure functions on float arrays whose last axis is the latent one.
 
-Draws and divergences, then paths between codes; `latent_analysis` holds what a set of codes tells.
+Sampling and divergences, then paths between codes. See `latent_analysis` for sets of codes.
 
 Symbols follow Kingma & Welling, "Auto-Encoding Variational Bayes" (2014): q(z|x) = N(mu, diag(exp(logvar))),
 the prior is N(0, I).

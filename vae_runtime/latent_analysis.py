@@ -1,4 +1,4 @@
-"""What a set of codes tells: principal components, attribute directions, nearest neighbors, percentiles."""
+"""Analysis of a set of codes: principal components, attribute directions, nearest neighbors, percentiles."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def _other(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The settings that decide what a run computes; where it computes and writes is not among them."""
+    """The settings that decide what a run computes, as opposed to where it computes and writes."""
 
     data: tuple[str, ...] = _other(
         (AVATARS,), "avatars, a folder, a .zip or .tar of pictures, or hf:owner/name; may be given several times"
@@ -151,9 +151,9 @@ FINE_TUNING: dict[str, Any] = {
     "flip": True,
     "shift": 2,
 }
-"""What a run that starts from a model (--init) sets apart from the preset's settings."""
+"""Settings of a run that starts from a model (--init), instead of the preset's."""
 
-_PASSES = 20_000  # pictures that a fine-tuning run sees in all, about
+_PASSES = 20_000  # approximate number of pictures that a fine-tuning run sees in all
 
 
 def fine_tuning_length(pictures: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ from vae_runtime.errors import VAEError
 
 
 class UsageError(VAEError, ValueError):
-    """A command line that cannot work, found before any data or device is touched."""
+    """An invalid command line, found before any data or device is touched."""
 
 
 class DataError(VAEError, ValueError):
@@ -18,15 +18,15 @@ class CheckpointError(VAEError, OSError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint whose content is not what was written."""
+    """A checkpoint with damaged content."""
 
 
 class TrainingError(VAEError, RuntimeError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class ExportError(VAEError, RuntimeError):
-    """An export that was not published, because it failed or its graphs disagree with the model."""
+    """An export that failed, or whose graphs differ from the model; nothing is published."""
 
 
 class MissingPackageError(VAEError, ImportError):

@@ -1,6 +1,6 @@
-"""What runs here, what does not, and the command that repairs it: the facts behind `python -m vae_runtime info`.
+"""Diagnostics of the installation, for `python -m vae_runtime info`: versions, devices, and repair commands.
 
-On a broken machine, too: each fact is found by itself, and none needs ONNX Runtime.
+Each fact is found independently and none needs ONNX Runtime, so it works in a broken installation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The built-in source `avatars`: cartoon faces drawn by python_avatars (MIT) and rasterized by resvg, with attributes.
 
 Face `i` depends only on the seed and on `i`, so a larger set starts with the smaller one, and the number of processes
-does not matter. The parts are listed here instead of asking the library, so that a new release of it changes no face.
+does not matter. The parts are listed here, so that a new release of the library changes no face.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vae_runtime.images import Pixels, fit_square, load_image
 Traits: TypeAlias = dict[str, str]
 
 VERSION = 1
-"""To be raised whenever the same seed draws another face: part of the data's digest."""
+"""Part of the data's digest; raise it whenever the same seed draws another face."""
 
 # The square of the 264 x 280 canvas that is kept: the head fills it; wide hair is cut, as in crops of real drawings.
 _VIEW = (30, 12, 204)

@@ -1,4 +1,4 @@
-"""Decoded pictures on disk: one folder for each content and image size, filled once and memory-mapped ever after."""
+"""Decoded pictures on disk: one folder for each content and image size, filled once, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vae_runtime.images import Pixels
 from vae_train.data.labels import Labels
 from vae_train.errors import DataError
 
-_FORMAT = 2  # to be raised whenever load_image or fit_square change: cached pixels do not pass them again
+_FORMAT = 2  # raise it whenever load_image or fit_square changes: cached pixels are not decoded again
 _FILLING = ".filling-"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _WAIT = 2.0  # seconds of waiting for another process before a message says so
@@ -50,7 +50,7 @@ class CacheEntry:
 
 
 class Writer:
-    """Takes pictures one by one into the files of a cache entry, so that no set has to fit into memory."""
+    """Writes pictures one by one into a cache entry, so that a set need not fit into memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -76,7 +76,7 @@ class Writer:
         self.names += names
 
     def finish(self) -> None:
-        """Write what is left; the entry is then complete."""
+        """Write the rest and complete the entry."""
         self._file.close()
         np.save(self._folder / "keys.npy", np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, 32))
         fields = ("names", "labels", "ignored", "unreadable", "skipped")
@@ -136,7 +136,7 @@ def _lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise _not_writable(folder.parent, error) from error
-    except NotImplementedError:  # how filelock reports a disk without locks: two processes decode the same, that is all
+    except NotImplementedError:  # a disk without locks: two processes may decode the same pictures
         pass
     try:
         if lock.is_locked:
@@ -157,7 +157,7 @@ def _lock_path(cache: Path, entry: str) -> Path:
 
 
 def _remove_leftovers(cache: Path) -> None:
-    """Remove what killed processes left: entries being filled whose lock nobody holds."""
+    """Remove incomplete entries of killed processes: those whose lock nobody holds."""
     for leftover in cache.glob(f"{_FILLING}*"):
         lock = FileLock(_lock_path(cache, leftover.name.removeprefix(_FILLING).partition(".")[0]))
         with contextlib.suppress(OSError, Timeout), lock.acquire(timeout=0):

@@ -1,4 +1,4 @@
-"""Faces out of pictures, cut as the training set of the shipped anime models is: a square around each face.
+"""Crop faces as in the training set of the shipped anime models: a square around each face.
 
 The detector is AnimeFace (libnvxs by nagadomi, Apache 2.0), whose wheel `animeface` holds its weights. The margin was
 measured on that training set: of 200 of its faces, pasted on a plain ground, the detector finds 92 %, and the median
@@ -31,9 +31,9 @@ MIN_SIDE = 64
 MAX_SIDE = 256
 """Side to which larger squares are reduced: four times what the largest preset is trained on."""
 
-_SCALES = (2048, 1024, 512, 256)  # longest sides at which faces are looked for: large ones show in small pictures only
-_SMALLEST = 96  # pixels of the shorter side below which nothing is looked for
-_OVERLAP = 0.5  # share of the smaller of two boxes that lies in the other, from which on only one is a face
+_SCALES = (2048, 1024, 512, 256)  # longest sides of the searched copies: large faces need small ones
+_SMALLEST = 96  # shorter sides below this are not searched
+_OVERLAP = 0.5  # overlap, as a share of the smaller of two boxes, from which on only one is kept
 _THUMBNAIL, _COLUMNS, _ROWS = 64, 16, 12
 
 
@@ -46,7 +46,7 @@ class Box(NamedTuple):
     likelihood: float
 
     def overlap(self, other: Box) -> float:
-        """The share of the smaller box that lies in the other: 1 if it lies within, as no face lies within another."""
+        """The overlap as a share of the smaller box; 1 if one box contains the other."""
         width = min(self.left + self.side, other.left + other.side) - max(self.left, other.left)
         height = min(self.top + self.side, other.top + other.side) - max(self.top, other.top)
         return max(width, 0.0) * max(height, 0.0) / min(self.side, other.side) ** 2
@@ -120,7 +120,7 @@ def crop(
 
 
 def describe(done: Crops, out: Path) -> str:
-    """The outcome in words."""
+    """A summary for the user."""
     lines = [f"{len(done.faces)} faces from {done.pictures} pictures: {out}"]
     if done.skipped:
         lines.append(f"skipped: {summarize(done.skipped)}")
@@ -145,7 +145,7 @@ def _no_detector(reason: str) -> None:
 
 
 def find_faces(picture: Pixels, detect: Callable[[Any], Any]) -> list[Box]:
-    """The faces in a picture, looked for at several sizes, the most likely first.
+    """The faces in a picture, searched at several scales, the most likely first.
 
     detect: the native function of animeface. Its Python part hands over the memory of a Pillow image, whose form has
     changed in Pillow 12: it finds nothing there, so what it reads is made here.

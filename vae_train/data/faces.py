@@ -1,6 +1,6 @@
-"""Sources of faces become one uint8 array (N, 3, S, S): decoded once, cached on disk, memory-mapped ever after.
+"""Load sources of faces as one uint8 array (N, 3, S, S): decoded once, cached on disk, then memory-mapped.
 
-Every picture passes the functions that the runtime uses, so that a model sees the same pixels in training and in use.
+Images are decoded by the functions of the runtime, so a model sees the same pixels in training and in use.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from vae_train.data.sources import (
 from vae_train.errors import DataError
 
 HELD_OUT = 0.05
-"""Share of the distinct pictures that is never trained on."""
+"""Share of the distinct pictures that is held out."""
 MAX_UNREADABLE = 0.01
-"""Share of unreadable pictures up to which a run goes on without them."""
+"""Largest share of unreadable pictures that a run tolerates."""
 
 MIN_DISTINCT = 10
-"""Different pictures that a run needs at least, at their original size and at that of the model."""
+"""Minimum number of distinct pictures, at their original size and at that of the model."""
 
 _SHOWN = 20
 _AHEAD = 64

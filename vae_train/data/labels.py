@@ -28,9 +28,9 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 CLASS = "label"
 """The attribute that sub-folders of one class each become, as in Hugging Face's ImageFolder."""
 MAX_VALUES = 64
-"""Different values up to which a column is a label."""
+"""Maximum number of distinct values of a label."""
 MIN_SHARE = 2
-"""Pictures that a value must have on average: names and numbers of single pictures are no labels."""
+"""Minimum mean number of pictures per value: names and numbers of single pictures are not labels."""
 
 
 def parse_table(name: str, data: bytes, folder: str = "") -> Table:

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, a full disk and a flipped bit: safetensors for the arrays, JSON for the rest.
+"""Checkpoints that survive kills, full disks and flipped bits: safetensors for the arrays, JSON for the rest.
 
 `step-000001234.safetensors` holds the tensors, `step-000001234.json` the state and the SHA-256 of the tensors. Each is
 written under a temporary name, flushed to the disk and renamed, the JSON last: without it a checkpoint does not count.
@@ -26,7 +26,7 @@ from vae_train.errors import CheckpointError, DamagedCheckpointError
 
 FORMAT_VERSION = 2
 KEEP = 3
-"""How many of the last checkpoints stay."""
+"""Number of checkpoints that are kept."""
 
 _unsynced: set[Path] = set()
 _NAME = re.compile(r"step-(\d{9})\.json")
@@ -34,20 +34,20 @@ _NAME = re.compile(r"step-(\d{9})\.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on as if it had never stopped."""
+    """Everything that a run needs to continue exactly."""
 
     step: int
-    """Optimiser steps taken."""
+    """Number of optimizer steps."""
     state: dict[str, Any]
     """Plain JSON values."""
     tensors: dict[str, Tensor]
-    """Weights, statistics and the optimiser's moments, on the CPU."""
+    """Weights, statistics and the optimizer's moments, on the CPU."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
     """Write a checkpoint, drop all but the last `keep`, and return the path of its JSON.
 
-    Raises CheckpointError if the disk does not take it; the ones before stay as they are.
+    Raises CheckpointError if it cannot be written; earlier checkpoints are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Cloned: a view would drag its whole storage along, and safetensors refuses shared memory.
@@ -67,7 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
         write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise CheckpointError(f"{path}: could not be written ({error}){_room(folder, len(data), error)}") from error
-    # Newer ones are damaged, or this one would not have been written: they do not push it out.
+    # Newer ones are damaged, or this one would not have been written: they must not replace it.
     for old in [other for other in _newest_first(folder) if other <= path][keep:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
 
 
 def _room(folder: Path, size: float, error: OSError) -> str:
-    """How much is missing, where a disk is full."""
+    """Advice if the disk is full: how much space is missing."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     size, free = size / 1e6, shutil.disk_usage(folder).free / 1e6
@@ -86,7 +86,7 @@ def _room(folder: Path, size: float, error: OSError) -> str:
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of `folder` that is whole, and a sentence for each newer one that is damaged.
+    """The newest intact checkpoint of `folder`, and a sentence for each newer one that is damaged.
 
     None if the folder holds no checkpoint. Raises CheckpointError if it holds some and all are damaged, or as soon as
     one cannot be read for another reason: permissions, a failing disk, another format version. Such a checkpoint may be
@@ -113,8 +113,8 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint, named by its .json or .safetensors.
 
-    Raises DamagedCheckpointError if its content is wrong, CheckpointError if the disk does not give it or its format is
-    another.
+    Raises DamagedCheckpointError if its content is wrong, CheckpointError if it cannot be read or has another
+    format version.
     """
     path = path.with_suffix(".json")
     try:
@@ -151,13 +151,13 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
-    """By the step in the name, not by the clock."""
+    """Checkpoints by the step in their names, not by modification time."""
     if folder.is_dir():
         yield from sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put a file into its place at once, and onto the disk: a reader finds all of it, or what was there before."""
+    """Write a file atomically and flush it to the disk: a reader sees the old content or the new."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -172,7 +172,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk; where the file system refuses (CIFS, DrvFs, FUSE), warn once and go on."""
+    """Flush a folder to the disk; where the file system refuses (CIFS, DrvFs, FUSE), warn once and continue."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:

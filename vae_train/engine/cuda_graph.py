@@ -1,5 +1,4 @@
-"""A step on a CUDA device: compiled, and recorded as one CUDA graph, so that it costs one launch instead of hundreds.
-On a CPU neither pays: see the README."""
+"""Compile a training step on a CUDA device and record it as one CUDA graph: one launch instead of hundreds."""
 
 from __future__ import annotations
 

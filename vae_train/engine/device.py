@@ -1,4 +1,4 @@
-"""The device of a run: which one, in what precision, with how many threads and how much free memory."""
+"""The device of a run: choice, precision, threads, free memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def describe_device(device: torch.device, context: DistributedContext = SINGLE_P
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """ "float32" or "bfloat16"; for "auto" the latter where the device multiplies in it natively."""
+    """ "float32" or "bfloat16"; for "auto" the latter if the device supports it natively."""
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -2,7 +2,7 @@
 CPUs).
 
 The batch of a step is cut into equal shards; losses, statistics of BatchNorm and gradients are those of the whole
-batch, so that the number of processes changes nothing but the rounding.
+batch, so the number of processes affects only rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vae_train.errors import TrainingError
 
 TIMEOUT = timedelta(minutes=5)
-"""How long a process waits for the others: longer than the main one needs for held-out figures and a checkpoint."""
+"""Timeout of a collective operation: longer than the main process needs for held-out figures and a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DistributedContext:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Number of this process on its machine, which is that of its GPU."""
+    """Rank of this process on its machine, and the index of its GPU."""
 
     @classmethod
     def from_environment(cls) -> DistributedContext:
@@ -44,7 +44,7 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def all_reduce_sum(self, value: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class DistributedContext:
         return self.all_reduce_sum(value) / self.world_size
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of the processes' numbers; it does not wait for a GPU."""
+        """The maximum of a number over the processes; does not wait for a GPU."""
         if self.world_size == 1:
             return number
         value = torch.tensor(number)

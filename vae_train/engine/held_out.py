@@ -1,4 +1,4 @@
-"""What a run measures and draws on held-out pictures after each epoch."""
+"""Held-out figures and pictures of a run, after each epoch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The metrics of a run: metrics.jsonl, and events for TensorBoard if asked for.
 
-A log that cannot be written does not stop the training: a warning says so once, and the missing lines follow as soon as
-the disk takes them.
+A log that cannot be written does not stop the training: it warns once, and the missing lines are written as soon as
+the disk accepts them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ EVENTS = "events"
 
 
 class Logger:
-    """The records of a run, one an epoch."""
+    """The records of a run, one per epoch."""
 
     def __init__(self, run: Path, records: list[dict[str, Any]], tensorboard: bool) -> None:
-        """records: those that the run keeps from before; what else the file holds is dropped."""
+        """records: earlier ones to keep; other lines of the file are dropped."""
         self.path, self.records = run / METRICS_FILE, records
         self._complete, self._warned = False, False  # whether the file holds all records; whether a warning was given
         self._events = _events(run / EVENTS, len(records)) if tensorboard else None
@@ -46,7 +46,7 @@ class Logger:
             self._events.close()
 
     def _write(self) -> None:
-        """Append the last record, or write all anew where the file may lack some."""
+        """Append the last record, or rewrite the file if it may be incomplete."""
         with self._warn_once():
             if self._complete:
                 self._complete = False

@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, purpose, index) alone: no state to save, nothing to get out of step."""
+"""Random numbers as a function of (seed, purpose, index): there is no state to save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds the training of a run: its lock, the signals that stop it, and errors that deserve advice."""
+"""The lock of a run, the signals that stop it, and advice on disk and memory errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved a checkpoint."""
+    """The run was stopped by a signal, after saving a checkpoint."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -41,7 +41,7 @@ class Interrupted(Exception):
 
 @dataclass
 class StopRequest:
-    """The signal that asked a run to stop; 0 as long as there was none."""
+    """The signal that asked a run to stop; 0 if there was none."""
 
     signal_number: int = 0
 

@@ -1,4 +1,4 @@
-"""Opening what a run left behind: its folder, a checkpoint of it, its network."""
+"""Open finished runs: the folder, a checkpoint, the network."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What changes from step to step: the learning rate, the weights of the KL divergence and of the patch distance, and
-that of the newest weights in their moving average."""
+"""Schedules: the learning rate, the weights of the KL divergence and of the patch distance, and the decay of the moving
+average of the weights."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def sharpness_weight(step: int, steps: int) -> float:
 def average_weight(step: int, decay: float) -> float:
     """The share of the weights after `step`, counted from 0, in the moving average of all.
 
-    1 - min(decay, (1 + step) / (10 + step)), and 1 at the first: the average forgets the first weights soon.
+    1 - min(decay, (1 + step) / (10 + step)), and 1 at the first step: the average soon forgets the initial weights.
     """
     return 1.0 if step == 0 else 1 - min(decay, (1 + step) / (10 + step))

@@ -1,4 +1,4 @@
-"""Where a run stands: network, moving average, optimizer, position; and how a checkpoint holds it."""
+"""The state of a run (network, moving average, optimizer, position), saved to and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ERROR, KL, IMAGES, SKIPPED, LAST_SKIPPED = range(5)
 
 @dataclass
 class State:
-    """Where a run stands."""
+    """The state of a run."""
 
     model: VAE
     average: VAE
@@ -67,10 +67,10 @@ def make_state(config: TrainConfig, device: torch.device, context: DistributedCo
 @torch.no_grad()
 def update_average(state: State) -> None:
     """Mix the newest weights into their moving average, with the share `state.newest` (Polyak & Juditsky 1992, in the
-    exponential form). At the write-up's constant learning rate it is 1 to 2 nats better than the weights it is made of.
+    exponential form). At a constant learning rate it is 1 to 2 nats better than the weights themselves.
 
-    torch's AveragedModel does the same sum, but reads a counter of its own on the host at each step: a GPU would have
-    to be waited for, and a CUDA graph cannot.
+    torch's AveragedModel computes the same, but reads a counter on the host at each step, which synchronizes the GPU
+    and rules out CUDA graphs.
     """
     pairs = list(zip(state.average.state_dict().values(), state.model.state_dict().values(), strict=True))
     averages, currents = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
@@ -104,7 +104,7 @@ def save(
 def restore(state: State, saved: Checkpoint) -> None:
     """Put a checkpoint into `state`; CheckpointError if it belongs to another network.
 
-    On a CPU, torch gets the number of threads that the run had, where that many cores are there: another number would
+    On a CPU, torch gets the number of threads that the run had, if that many cores are available: another number would
     round differently.
     """
     load_weights(state.model, saved, "model")

@@ -12,12 +12,14 @@ import dataclasses
 import math
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime.files import write_atomically
@@ -51,7 +53,7 @@ from vae_train.model.tensors import to_pixels
 MAX_SKIPPED = 10
 """Steps of an epoch whose loss or gradient may be non-finite; at one more the run stops."""
 DIVERGED = 10.0
-"""Nats per color value: a mean loss above it is that of a run that diverges. A gray picture costs less than 1."""
+"""Mean loss in nats per color value above which a run has diverged; a gray image costs less than 1."""
 
 _PROGRESS_INTERVAL = 0.5  # seconds between two looks at the running loss, each of which waits for the device
 _DRAW_INTERVAL = 20.0  # seconds between two refreshes of the figures
@@ -81,50 +83,81 @@ def train(
         data = describe_data(faces, held_out, saved, run)
         check_counts(config, faces, context)
         loader = Loader(faces.pixels, np.flatnonzero(~held_out), config, device, context)
-        test_pixels = torch.from_numpy(faces.pixels[held_out]).to(device)
-        shown, last_drawn, warned = to_pixels(test_pixels[:64]), -math.inf, set[Path]()
-
         images = config.epochs * loader.batches * config.batch_size
         bar = make_bar(images, shown=context.is_main)
         with process_group(context), catch_signals(context) as stop, bar:
-            state = make_state(config, device, context)
-            if saved is not None:
-                restore(state, saved)
-            elif config.init:
-                weights = load_initial(config.init, config.decoder, config.seed)[1].state_dict()
-                state.model.load_state_dict(weights)
-                state.average.load_state_dict(weights)
-            logger = None
+            state = start_state(config, device, context, saved)
+            writer = None
             if context.is_main:
                 report(config, faces, held_out, loader, run)
                 checkpoint.write(run / CONFIG_FILE, config.to_json().encode())
                 logger = Logger(run, [line for line in read_metrics(run) if line["epoch"] <= state.epoch], tensorboard)
+                test_pixels = torch.from_numpy(faces.pixels[held_out]).to(device)
+                writer = RunWriter(config, run, data, test_pixels, describe_device(device, context), logger)
             bar.update((state.epoch * loader.batches + state.batch) * config.batch_size)
             with advise_on_memory(config, device):
                 step = make_step(state, config, loader)
-                while state.epoch < config.epochs and not has_stalled(logger, config, context):
+                while state.epoch < config.epochs and not has_stalled(
+                    writer.logger if writer else None, config, context
+                ):
                     try:
                         train_epoch(state, config, loader, step, bar, stop)
                     except Interrupted:
-                        if context.is_main:
+                        if writer is not None:
                             save(state, state.epoch * loader.batches + state.batch, run, data)
                         raise
                     record = close_epoch(state, config, loader)
-                    if logger is not None:
-                        figures = evaluate_held_out(state.average, test_pixels, config)
-                        record |= {"device": describe_device(device, context)}
-                        logger.add(record | {f"held_out_{name}": value for name, value in figures.items()})
-                        if config.patience and best_epoch(logger) == state.epoch:
-                            save(state, record["step"], run, data, BEST, keep=1)
-                        save(state, record["step"], run, data)
-                        bar.write(describe(logger.records[-1], config.epochs))
-                        if time.monotonic() - last_drawn > _DRAW_INTERVAL or state.epoch == config.epochs:
-                            with disk_may_refuse(run / FIGURES, warned):
-                                draw(state.average, shown, logger.records, run, config)
-                            last_drawn = time.monotonic()
-            if logger is not None:
-                logger.close()
+                    if writer is not None:
+                        bar.write(writer.finish_epoch(state, record))
+            if writer is not None:
+                writer.logger.close()
         return faces
+
+
+def start_state(
+    config: TrainConfig, device: torch.device, context: DistributedContext, saved: Checkpoint | None
+) -> State:
+    """The state of a checkpoint, or a new one, with the weights of `config.init` if it names a model."""
+    state = make_state(config, device, context)
+    if saved is not None:
+        restore(state, saved)
+    elif config.init:
+        weights = load_initial(config.init, config.decoder, config.seed)[1].state_dict()
+        state.model.load_state_dict(weights)
+        state.average.load_state_dict(weights)
+    return state
+
+
+@dataclass
+class RunWriter:
+    """Writes what each epoch of a run leaves in its folder: metrics, checkpoints and figures."""
+
+    config: TrainConfig
+    run: Path
+    data: dict[str, Any]
+    """Of `describe_data`."""
+    test_pixels: Tensor
+    """The held-out pictures (n, 3, S, S) uint8, on the device."""
+    device: str
+    """Of `describe_device`."""
+    logger: Logger
+    last_drawn: float = -math.inf
+    warned: set[Path] = field(default_factory=set)
+    """See `disk_may_refuse`."""
+
+    def finish_epoch(self, state: State, record: dict[str, Any]) -> str:
+        """Evaluate an epoch, log it, save it and, now and then, draw it; a line about it."""
+        figures = evaluate_held_out(state.average, self.test_pixels, self.config)
+        held_out = {f"held_out_{name}": value for name, value in figures.items()}
+        self.logger.add(record | {"device": self.device} | held_out)
+        if self.config.patience and best_epoch(self.logger) == state.epoch:
+            save(state, record["step"], self.run, self.data, BEST, keep=1)
+        save(state, record["step"], self.run, self.data)
+        if time.monotonic() - self.last_drawn > _DRAW_INTERVAL or state.epoch == self.config.epochs:
+            with disk_may_refuse(self.run / FIGURES, self.warned):
+                draw(state.average, to_pixels(self.test_pixels[:64]), self.logger.records, self.run, self.config)
+            self.last_drawn = time.monotonic()
+        return describe(self.logger.records[-1], self.config.epochs)
 
 
 def train_epoch(
@@ -191,9 +224,9 @@ def close_epoch(state: State, config: TrainConfig, loader: Loader) -> dict[str, 
 
 
 def check_divergence(loss: float, epoch: int, config: TrainConfig, dimensions: int) -> None:
-    """Raise TrainingError if the mean loss of an epoch, counted from 0, is one that no picture explains.
+    """Raise TrainingError if the mean loss of an epoch, counted from 0, shows divergence.
 
-    The first two epochs of several may be: their first steps start anywhere.
+    The first two epochs of several are exempt: their first steps may be anywhere.
     """
     free = config.beta * config.free_bits * config.latent_dim
     if epoch >= min(2, config.epochs - 1) and loss > DIVERGED * dimensions + free:
@@ -257,7 +290,7 @@ def find_checkpoint(run: Path, context: DistributedContext) -> Checkpoint | None
 def describe_data(faces: Faces, held_out: NDArray[np.bool_], saved: Checkpoint | None, run: Path) -> dict[str, Any]:
     """Name, number and digest of the training pictures; DataError if those of the checkpoint were others.
 
-    The pictures' own digest decides, not where they lie.
+    The digest of the pictures decides, not their path.
     """
     data = {"name": faces.name, "count": int((~held_out).sum()), "sha256": faces.sha256}
     if saved is None:

@@ -1,4 +1,4 @@
-"""A run becomes encoder.onnx, decoder.onnx, inverse.onnx, config.json and a model card, all at once or not at all.
+"""Export a run as encoder.onnx, decoder.onnx, inverse.onnx, config.json and a model card, all or nothing.
 
 The graphs are compared with the torch model through vae_runtime, as users run them, before anything is published. The
 same weights give the same bytes: nothing of the machine, the time or the exporter's notes is kept.
@@ -57,9 +57,9 @@ from vae_train.model.figures import draw_card
 from vae_train.model.networks import VAE
 
 FEW_PICTURES = 400
-"""Below this number of pictures, the export says what to expect of new faces."""
+"""Number of pictures below which the export warns that new faces will vary little."""
 KNOWN_FACES = 400
-"""Number of avatars whose codes are published with the model."""
+"""Number of avatars whose codes are exported with the model."""
 
 
 def export(

@@ -16,11 +16,11 @@ from vae_runtime import Attributes
 from vae_train.data.labels import Labels
 
 FEWEST = 20
-"""Training pictures that a value must have; rarer ones are left out."""
+"""Minimum number of training pictures of a value; rarer values are ignored."""
 SHRINKAGES = (0.03, 0.1, 0.3, 0.6)
-"""Shares of a multiple of the identity in the covariance that are tried on a fifth of the training pictures."""
+"""Candidate shrinkages of the covariance toward a multiple of I, scored on a fifth of the training pictures."""
 SCALES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
-"""Factors of the scores that are tried: codes are not quite Gaussian, so their probabilities are too sure or unsure."""
+"""Candidate scales of the scores, which calibrate them: codes are not exactly Gaussian."""
 
 _FOLDS = 5
 

@@ -1,4 +1,4 @@
-"""What is fitted to the codes of the training pictures after training: the prior to sample from, and named directions.
+"""Fit the prior to sample from, and named directions, to the codes of the training pictures.
 
 The aggregated posterior of real pictures is not N(0, I). It is fitted here by Gaussian mixtures and by a flow, and the
 best is exported: ex-post density estimation (Ghosh et al., "From variational to deterministic autoencoders", 2020,
@@ -38,7 +38,7 @@ from vae_train.model.networks import VAE
 from vae_train.model.tensors import to_unit
 
 COMPONENTS = (1, 2, 4, 8, 16)
-"""Numbers of full-covariance Gaussians to try, in order, until one is worse than the last."""
+"""Candidate numbers of full-covariance Gaussians, tried in order until the score falls."""
 TIED = (8, 16, 32)
 """The same for Gaussians that share the principal directions of the codes."""
 PCA = 8
@@ -49,7 +49,7 @@ _MAX_CODES = 16_000  # that a mixture is fitted to
 _ITERATIONS = 40
 _FLOOR = 1e-4  # added to variances, for numerical stability
 _TIED_FLOOR = 1e-3  # the same for whitened points
-_FLOW_GAIN = 1.0  # nats by which a mixture must improve on N(0, I) before a flow, which is slow, is tried
+_FLOW_GAIN = 1.0  # gain in nats of a mixture over N(0, I) from which on a flow, which is slow, is fitted too
 _FLOW_CODES = 4000  # fewest pictures for a flow, which has more parameters than a mixture
 _COMPARED = 1000  # most pictures that samples are compared with
 _SWITCHES = (("false", "true"), ("no", "yes"), ("0", "1"))
