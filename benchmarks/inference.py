@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.reference import flop, parse
 from benchmarks.runtimes import GraphFile, LocalRuntime, Run, first_line
@@ -72,43 +73,74 @@ def measure(
     """
     rows: list[Row] = []
     missing: dict[str, str] = {}
-    rng = np.random.default_rng(0)
     product = matrix_product(threads) if vae.device == "cpu" else None
-    names = zip(graph_files(vae.variant), graph_files(None), strict=True)
-    parts = zip(("encode", "decode"), (vae.encoder, vae.decoder), names, strict=True)
-    for verb, part, (file, plain) in parts:
-        graph = GraphFile((folder / file).read_bytes(), part.inputs, part.outputs, folder)
-        (shape,) = part.inputs.values()
-        cost = flop(parse((folder / plain).read_bytes()), shape)  # a variant does the same sums in other numbers
-        opened: dict[str, Run] = {}
-        for runtime in runtimes:
-            try:
-                opened[runtime.name] = runtime.open(graph, threads)
-            except Exception as error:  # not installed, or it cannot run this graph
-                missing[f"{runtime.name}, {verb}"] = first_line(error)
+    rng = np.random.default_rng(0)
+    for verb, part in (("encode", vae.encoder), ("decode", vae.decoder)):
+        opened, absent = _open(vae, verb, folder, runtimes, threads)
+        missing |= absent
+        cost = _flop(vae, verb, folder)
         for batch in batches:
             pixels = rng.integers(0, 256, (batch, vae.image_size, vae.image_size, 3), np.uint8)
             z = rng.standard_normal((batch, vae.latent_dim), np.float32)
-            values = to_unit(pixels) if verb == "encode" else z
-            expected = part.run(values)[0]
-            calls: dict[str, Callable[[], Any]] = {
-                BASELINE: partial(vae.encode, pixels) if verb == "encode" else partial(vae.decode, z)
-            }
-            for name, run in opened.items():
-                try:
-                    found = np.asarray(run(values)[0])
-                    if found.shape != expected.shape or np.abs(found - expected).max() > _TOLERANCE:
-                        raise ValueError("its outputs differ")
-                    calls[name] = partial(run, values)
-                except Exception as error:
-                    missing[f"{name}, {verb}, batch {batch}"] = first_line(error)
-            times = latencies(calls, seconds)
-            baseline = float(np.median(times[BASELINE]))
-            for name, taken in times.items():
-                p50, p95 = float(np.median(taken)), float(np.percentile(taken, 95))
-                share = cost * batch / p50 / product if product else None
-                rows.append(Row(verb, batch, threads, name, 1000 * p50, 1000 * p95, batch / p50, baseline / p50, share))
+            values, baseline = (
+                (to_unit(pixels), partial(vae.encode, pixels)) if verb == "encode" else (z, partial(vae.decode, z))
+            )
+            calls, absent = _agreeing(opened, values, part.run(values)[0])
+            missing |= {f"{name}, {verb}, batch {batch}": reason for name, reason in absent.items()}
+            times = latencies({BASELINE: baseline} | calls, seconds)
+            rows += _rows(times, verb, batch, threads, cost * batch / product if product else None)
     return rows, missing
+
+
+def _open(
+    vae: VAE, verb: str, folder: Path, runtimes: Sequence[LocalRuntime], threads: int
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """The graph of a verb in each runtime, by name, and why a runtime is missing."""
+    part = vae.encoder if verb == "encode" else vae.decoder
+    data = (folder / graph_files(vae.variant)[verb == "decode"]).read_bytes()
+    graph = GraphFile(data, part.inputs, part.outputs, folder)
+    opened: dict[str, Run] = {}
+    missing: dict[str, str] = {}
+    for runtime in runtimes:
+        try:
+            opened[runtime.name] = runtime.open(graph, threads)
+        except Exception as error:  # not installed, or it cannot run this graph
+            missing[f"{runtime.name}, {verb}"] = first_line(error)
+    return opened, missing
+
+
+def _flop(vae: VAE, verb: str, folder: Path) -> float:
+    """FLOP of one picture, counted in the float32 graph: a variant does the same sums in other numbers."""
+    (shape,) = (vae.encoder if verb == "encode" else vae.decoder).inputs.values()
+    return flop(parse((folder / graph_files(None)[verb == "decode"]).read_bytes()), shape)
+
+
+def _agreeing(
+    opened: Mapping[str, Run], values: NDArray[np.float32], expected: NDArray[np.float32]
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """A call of each runtime whose outputs are the expected ones, by name, and why a runtime has none."""
+    calls: dict[str, Callable[[], Any]] = {}
+    missing: dict[str, str] = {}
+    for name, run in opened.items():
+        try:
+            found = np.asarray(run(values)[0])
+            if found.shape != expected.shape or np.abs(found - expected).max() > _TOLERANCE:
+                raise ValueError("its outputs differ")
+            calls[name] = partial(run, values)
+        except Exception as error:
+            missing[name] = first_line(error)
+    return calls, missing
+
+
+def _rows(
+    times: Mapping[str, NDArray[np.float64]], verb: str, batch: int, threads: int, ideal: float | None
+) -> Iterator[Row]:
+    """A row for each runtime. times: seconds of its calls. ideal: seconds at the speed of a matrix product."""
+    baseline = float(np.median(times[BASELINE]))
+    for name, taken in times.items():
+        p50, p95 = float(np.median(taken)), float(np.percentile(taken, 95))
+        share = ideal / p50 if ideal else None
+        yield Row(verb, batch, threads, name, 1000 * p50, 1000 * p95, batch / p50, baseline / p50, share)
 
 
 def matrix_product(threads: int) -> float:

@@ -95,6 +95,7 @@ def _prepare(device: torch.device) -> tuple[Setup, State]:
     pixels = np.random.default_rng(0).integers(0, 256, (FACES, 3, networks.image_size, networks.image_size), np.uint8)
     network = FeatureNetwork("lite0", torch.bfloat16 if mixed else torch.float32).to(device)
     draws = Draws(Prior.standard(networks.latent_dim), config, device)
-    setup = Setup(config, network, torch.from_numpy(pixels).to(device), draws, mixed)
+    real = torch.from_numpy(pixels).to(device)
+    setup = Setup(config, network, real, draws, refine.mean_spectrum(real, config), mixed)
     start = VAE.from_config(networks)
     return setup, refine.make_state(setup, networks, start)

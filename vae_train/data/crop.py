@@ -134,14 +134,13 @@ def load_detector() -> Detector | None:
     try:
         from animeface import _nvxs
     except ImportError:
-        return _no_detector("no face detector: pip install animeface")
-    if not _struct_is_passed_by_address():
-        return _no_detector("this Python cannot call animeface")
-    return lambda picture: find_faces(picture, _nvxs.detect)
-
-
-def _no_detector(reason: str) -> None:
+        reason = "no face detector: pip install animeface"
+    else:
+        if _struct_is_passed_by_address():
+            return lambda picture: find_faces(picture, _nvxs.detect)
+        reason = "this Python cannot call animeface"
     print(f"{reason}; the central square of each picture is cut instead", file=sys.stderr)
+    return None
 
 
 def find_faces(picture: Pixels, detect: Callable[[Any], Any]) -> list[Box]:

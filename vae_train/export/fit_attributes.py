@@ -69,7 +69,8 @@ def _fit(codes: Floats, marks: Marks, count: int) -> tuple[Floats, Floats]:
     test = np.arange(len(marks)) % _FOLDS == 0
     shrinkage, scale = SHRINKAGES[-1], SCALES[0]
     if len(set(marks[~test])) == count:
-        moments, likelihoods = _moments(codes[:, ~test], marks[~test], count), {}
+        moments = _moments(codes[:, ~test], marks[~test], count)
+        likelihoods: dict[tuple[float, float], float] = {}
         for each in SHRINKAGES:
             weight, bias = _discriminant(*moments, each)
             scores = codes[0, test] @ weight.T + bias
