@@ -12,7 +12,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_runtime.cli.arguments import EXIT_FAILURE, program
 from vae_runtime.config import CARD_FILE, ENCODER_FILE, INVERSE_FILE, ModelConfig
@@ -33,6 +33,9 @@ from vae_train.data.sources import AVATARS, check_outside, check_source
 from vae_train.errors import MissingPackageError, UsageError
 from vae_train.model.presets import PLAIN
 
+if TYPE_CHECKING:
+    from vae_train.data.faces import Faces
+
 EXPORTED = "exported"
 PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "filelock", "psutil", "sklearn", "tqdm", "matplotlib")
 
@@ -49,22 +52,8 @@ def train(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name not in ("verb", "do")}
     out, resume, device_name, tensorboard = (given.pop(name) for name in ("out", "resume", "device", "tensorboard"))
     folder = out or default_run(given)
-    has_run = (folder / CONFIG_FILE).is_file()
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and has_run:
-        resume = True  # torchrun starts all processes anew, with the same command, after one of them failed
-    elif os.environ.get("RANK", "0") == "0":
-        check_run_folder(folder, resume, has_run)
-    if "data" in given:
-        for source in given["data"]:
-            check_source(source)
-        given["data"] = absolute_sources(given["data"])
-    if given.get("labels"):
-        read_labels(Path(given["labels"]))
-        given["labels"] = os.path.abspath(given["labels"])
-    if given.get("init") and not given["init"].startswith(HUB_PREFIX):
-        if not Path(given["init"]).exists():
-            raise UsageError(f"--init {given['init']}: no such model; give an exported folder, hf:owner/name or a run")
-        given["init"] = os.path.abspath(given["init"])
+    resume = _resumes(folder, resume)
+    given = _with_absolute_paths(given)
     config = resumed_config(folder, given) if resume else _new_config(given)
     for source in config.data:
         check_source(source)
@@ -91,7 +80,39 @@ def train(arguments: argparse.Namespace) -> int:
     if not context.is_main:
         sys.stderr.flush()
         os._exit(0)  # threads that gloo leaves behind sometimes abort the interpreter's own shutdown
+    _export_trained(folder, faces)
+    return 0
 
+
+def _resumes(folder: Path, resume: bool) -> bool:
+    """Whether to resume the run in `folder`; UsageError if it holds none, or if a new one may not be written there."""
+    has_run = (folder / CONFIG_FILE).is_file()
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and has_run:
+        return True  # torchrun starts all processes anew, with the same command, after one of them failed
+    if os.environ.get("RANK", "0") == "0":
+        check_run_folder(folder, resume, has_run)
+    return resume
+
+
+def _with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose sources, labels and initial model exist, by absolute paths; UsageError if one does not."""
+    found = dict(given)
+    if "data" in given:
+        for source in given["data"]:
+            check_source(source)
+        found["data"] = absolute_sources(given["data"])
+    if given.get("labels"):
+        read_labels(Path(given["labels"]))
+        found["labels"] = os.path.abspath(given["labels"])
+    if given.get("init") and not given["init"].startswith(HUB_PREFIX):
+        if not Path(given["init"]).exists():
+            raise UsageError(f"--init {given['init']}: no such model; give an exported folder, hf:owner/name or a run")
+        found["init"] = os.path.abspath(given["init"])
+    return found
+
+
+def _export_trained(folder: Path, faces: Faces) -> None:
+    """Export a finished run and draw its figures by the exported graphs."""
     from vae_train.export.export import export as export_run
     from vae_train.model.figures import FIGURES, draw_exported
 
@@ -104,7 +125,6 @@ def train(arguments: argparse.Namespace) -> int:
     print(f"figures: {folder / FIGURES}")
     print(f"graphs:  {exported}")
     print(f"try:     python -m vae_runtime sample --model {shlex.quote(str(exported))} -o samples.png")
-    return 0
 
 
 def refine(arguments: argparse.Namespace) -> int:
@@ -259,16 +279,7 @@ def inverse(given: argparse.Namespace) -> int:
 
 
 def evaluate(given: argparse.Namespace) -> int:
-    if not given.model.exists():
-        raise UsageError(f"{given.model}: no such run, checkpoint or exported model")
-    for source in given.data:
-        check_source(source)
-    if given.figure and not given.inverse:
-        raise UsageError("--figure: draws what --inverse N finds; add it")
-    if given.inverse and not (given.model / INVERSE_FILE).is_file():
-        raise UsageError(f"--inverse: there is no {INVERSE_FILE} in {given.model}; export it first")
-    if given.gap and (given.model / ENCODER_FILE).is_file():
-        raise UsageError(f"--gap: needs the torch networks; give the run that {given.model} was exported from")
+    _check_evaluation(given)
 
     from vae_train.engine.device import choose_device
     from vae_train.evaluation.amortization_gap import amortization_gap
@@ -310,6 +321,20 @@ def evaluate(given: argparse.Namespace) -> int:
         if given.new_faces:
             add_metrics(given.model, judged)
     return 0
+
+
+def _check_evaluation(given: argparse.Namespace) -> None:
+    """Raise UsageError for what can be seen without opening the model."""
+    if not given.model.exists():
+        raise UsageError(f"{given.model}: no such run, checkpoint or exported model")
+    for source in given.data:
+        check_source(source)
+    if given.figure and not given.inverse:
+        raise UsageError("--figure: draws what --inverse N finds; add it")
+    if given.inverse and not (given.model / INVERSE_FILE).is_file():
+        raise UsageError(f"--inverse: there is no {INVERSE_FILE} in {given.model}; export it first")
+    if given.gap and (given.model / ENCODER_FILE).is_file():
+        raise UsageError(f"--gap: needs the torch networks; give the run that {given.model} was exported from")
 
 
 def crop(given: argparse.Namespace) -> int:
