@@ -398,8 +398,8 @@ class VAE:
     def fit_prior(self, images: Iterable[ImageSource], rng: Rng = 0) -> Prior:
         """A prior for your own pictures, at least 16: what `sample(16, prior=...)` draws from, without training.
 
-        images: any iterable of pictures; read lazily. The codes are fitted by a shrunk Gaussian or a mixture, whichever
-        gives held-out codes the highest density (`vae_runtime.prior.fit_prior`). Takes seconds; keep it with
+        images: any iterable of pictures; read lazily. Few move the model's own prior to their codes, many are fitted by
+        a mixture; the density of held-out codes decides (`vae_runtime.prior.fit_prior`). Takes seconds; keep it with
         `prior.save("mine.npz")` and load it with `VAE.load(prior="mine.npz")`. The pictures are drawn by the same
         decoder, so a style that the model has never seen stays out of reach. The same pictures and `rng` give the same
         prior.
@@ -408,7 +408,7 @@ class VAE:
         if not parts:
             raise InputError("images: got none, expected at least 16 to fit a prior")
         mu, logvar = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return fit_prior(mu, logvar, rng)[0]
+        return fit_prior(mu, logvar, rng, self.prior)[0]
 
     def face_of(self, text: str, temperature: float = 0.8) -> Pixels:
         """The face of a name or any other text: uint8 (S, S, 3), the same for the same text, whatever its case.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from tiny_model import DIM, SIZE
 
 from vae_runtime import VAE, InputError, InputTypeError, Prior
-from vae_runtime.prior import fit_prior
-from vae_runtime.prior.fitting import MIN_CODES, ledoit_wolf
+from vae_runtime.prior import Flow, fit_prior
+from vae_runtime.prior.fitting import MIN_CODES, ledoit_wolf, move_prior
 
 WIDE = 96
 """More latents than codes: where the sample covariance is singular."""
@@ -65,6 +66,27 @@ def test_many_codes_of_different_strength_become_a_mixture(rng):
     prior, scores = fit_prior(mu, logvar)
     assert len(prior.weights) > 1
     assert scores[f"{len(prior.weights)} Gaussians"] == max(scores.values())
+
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_few_codes_move_the_prior_of_the_model(rng, bent):
+    dim, layers = 6, 2
+    base = Prior(np.array([0.5, 0.5]), rng.normal(size=(2, dim)), rng.normal(size=(1, dim, dim)), np.ones((2, dim)))
+    if bent:
+        arrays = [rng.normal(size=shape) / 10 for shape in ((layers, 5, 3), (layers, 5), (layers, 6, 5), (layers, 6))]
+        orders = np.stack([rng.permutation(dim) for _ in range(layers)])
+        base = dataclasses.replace(base, flow=Flow(orders, *arrays, rng.normal(size=(dim, dim)), rng.normal(size=dim)))
+    stretch = rng.normal(size=(dim, dim))
+    mu = (rng.normal(size=(4000, dim)) @ stretch + 3).astype(np.float64)
+    moved = move_prior(base, mu, np.full(mu.shape, -20.0))
+    draws = moved.sample(20_000, 1)
+    np.testing.assert_allclose(draws.mean(0), mu.mean(0), atol=0.3)
+    covariance = np.cov(mu.T)
+    assert np.abs(np.cov(draws.T) - covariance).max() < 0.25 * np.abs(covariance).max()
+    assert moved.kind == base.kind
+    few = fit_prior(mu[:20], np.full((20, dim), -1.0), base=base)[0]
+    assert few.kind == base.kind
+    assert np.isfinite(few.log_prob(few.sample(5, 0))).all()
 
 
 def test_the_same_codes_give_the_same_prior_and_one_that_can_be_saved(rng, tmp_path):

@@ -7,6 +7,7 @@ singular. With more images, mixtures of Gaussians that share its principal axes 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -34,9 +35,12 @@ _ITERATIONS = 30
 _MEAN_CODES = 20.0  # pseudo-counts that shrink a component's mean to the overall mean
 _VARIANCE_CODES = 2000.0  # pseudo-counts that shrink its variances to their average
 _FLOOR = 1e-6  # added to the variances
+_BASE_DRAWS = 4096  # from so many the mean and the covariance of a prior are estimated
 
 
-def fit_prior(mu: ArrayLike, logvar: ArrayLike, rng: Rng = 0) -> tuple[Prior, dict[str, float]]:
+def fit_prior(
+    mu: ArrayLike, logvar: ArrayLike, rng: Rng = 0, base: Prior | None = None
+) -> tuple[Prior, dict[str, float]]:
     """Fit a density to the aggregated posterior of images; return it and the score of each candidate.
 
     mu, logvar: (n, latent_dim) of q(z|x), with at least `MIN_CODES` distinct rows. Candidates are a Gaussian
@@ -67,11 +71,45 @@ def fit_prior(mu: ArrayLike, logvar: ArrayLike, rng: Rng = 0) -> tuple[Prior, di
     share, _ = max(scores, key=lambda choice: scores[choice])
     scores |= {(share, count): score(share, count) for count in COMPONENTS if len(means) >= _PER_COMPONENT * count}
     blend, count = max(scores, key=lambda choice: scores[choice])
+    if base is not None and not base.is_standard and count == 1:
+        return move_prior(base, means, log_variances), _named(scores)
     standard = (blend, count) == (0, 1)
     prior = (
         Prior.standard(means.shape[1]) if standard else _fit(_axes(means, log_variances), draws, blend, count).prior()
     )
-    return prior, {f"{count} Gaussians" if count > 1 else f"{blend:g}": each for (blend, count), each in scores.items()}
+    return prior, _named(scores)
+
+
+def _named(scores: dict[tuple[float, int], float]) -> dict[str, float]:
+    return {f"{count} Gaussians" if count > 1 else f"{blend:g}": each for (blend, count), each in scores.items()}
+
+
+def move_prior(base: Prior, mu: Floats, logvar: Floats) -> Prior:
+    """The image of `base` under the affine map that gives it the mean and the covariance of q(z|x) of few pictures.
+
+    The covariance is shrunk toward a multiple of that of `base`: in coordinates in which that is the identity.
+    """
+    draws = base.sample(_BASE_DRAWS, 0).astype(np.float64)
+    center = draws.mean(axis=0)
+    root, whiten = _roots(np.cov(draws.T) + _FLOOR * np.eye(len(center)))
+    noise = whiten @ np.diag(np.exp(logvar).mean(axis=0)) @ whiten
+    stretch, _ = _roots(ledoit_wolf((mu - center) @ whiten)[0] + noise)
+    linear = root @ stretch @ whiten
+    shift = mu.mean(axis=0) - linear @ center
+    if base.flow is not None:
+        basis = (linear @ base.flow.basis).astype(np.float32)
+        moved = dataclasses.replace(base.flow, basis=basis, shift=(linear @ base.flow.shift + shift).astype(np.float32))
+        return dataclasses.replace(base, flow=moved)
+    scales = np.eye(len(center))[None] if base.scales is None else base.scales
+    means = (base.means @ linear.T + shift).astype(np.float32)
+    return dataclasses.replace(base, means=means, scales=(linear @ scales).astype(np.float32))
+
+
+def _roots(covariance: Floats) -> tuple[Floats, Floats]:
+    """The symmetric square root of a covariance, and its inverse."""
+    variances, directions = np.linalg.eigh(covariance)
+    deviations = np.sqrt(np.maximum(variances, _FLOOR))
+    return (directions * deviations) @ directions.T, (directions / deviations) @ directions.T
 
 
 class _Axes(NamedTuple):
