@@ -447,20 +447,22 @@ def _handler(
     job: dict[str, Any], dist: Path, found: dict[str, Any], done: threading.Event
 ) -> type[BaseHTTPRequestHandler]:
     """A handler that serves a page, the worker, the engine's files and the job, and takes the answer into `found`."""
-    page = b"<!doctype html><link rel=icon href=data:,><script type=module src=runtimes.mjs></script>"
-    kinds = {".mjs": "text/javascript", ".wasm": "application/wasm"}
+    script = "text/javascript"
+    kinds = {".mjs": script, ".wasm": "application/wasm"}
+    pages = {
+        "": (b"<!doctype html><link rel=icon href=data:,><script type=module src=runtimes.mjs></script>", "text/html"),
+        "job": (json.dumps(job).encode(), "application/json"),
+        _WORKER.name: (_WORKER.read_bytes(), script),
+    }
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.split("?")[0].lstrip("/")
-            if name == "job":
-                self._send(json.dumps(job).encode(), "application/json")
-            elif name == "":
-                self._send(page, "text/html")
-            elif name == _WORKER.name:
-                self._send(_WORKER.read_bytes(), kinds[".mjs"])
-            elif (dist / Path(name).name).is_file():
-                self._send((dist / Path(name).name).read_bytes(), kinds.get(Path(name).suffix, "text/plain"))
+            file = dist / Path(name).name
+            if name in pages:
+                self._send(*pages[name])
+            elif file.is_file():
+                self._send(file.read_bytes(), kinds.get(file.suffix, "text/plain"))
             else:
                 self.send_error(404)
 

@@ -112,11 +112,16 @@ def crop(
             shown.add(square)
     done.skipped += pictures.skipped
     if shown.thumbnails:
-        gray = [np.repeat(each.mean(2, keepdims=True), 3, 2).astype(np.uint8) for each in unused.thumbnails]
-        gap = [np.full((_THUMBNAIL, _THUMBNAIL, 3), 255, np.uint8)] * (-len(shown.thumbnails) % _COLUMNS)
-        sheet = image_grid(np.stack(shown.thumbnails + gap + gray), _COLUMNS)
-        done.sheet = save_png(sheet, out.with_name(f"{out.name}-contact-sheet.png"))  # beside: it is no face
+        sheet = _contact_sheet(shown.thumbnails, unused.thumbnails)
+        done.sheet = save_png(sheet, out.with_name(f"{out.name}-contact-sheet.png"))  # not in `out`: it is not a face
     return done
+
+
+def _contact_sheet(faces: list[Pixels], unused: list[Pixels]) -> Pixels:
+    """The faces, and below them, in gray, pictures without one."""
+    gray = [np.repeat(each.mean(2, keepdims=True), 3, 2).astype(np.uint8) for each in unused]
+    gap = [np.full((_THUMBNAIL, _THUMBNAIL, 3), 255, np.uint8)] * (-len(faces) % _COLUMNS)
+    return image_grid(np.stack(faces + gap + gray), _COLUMNS)
 
 
 def describe(done: Crops, out: Path) -> str:
