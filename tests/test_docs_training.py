@@ -39,7 +39,7 @@ NOT_RUN = {
 """Commands that no test can run as they stand, with the reason, or the test of the same code."""
 FEW = {
     "train": ["--epochs", "1", "--batch-size", "8", "--device", "cpu"],
-    "refine": ["--images", "8", "--batch-size", "4", "--side", "32", "--device", "cpu"],
+    "refine": ["--images", "8", "--follow", "4", "--batch-size", "4", "--side", "32", "--device", "cpu"],
     "evaluate": ["--device", "cpu"],
 }
 """Options behind those of a command, which limit it."""
