@@ -114,7 +114,7 @@ faces = vae.sample(16, rng=0)
 ```bash
 python -m vae_train {command(trained, data.name) if refined is None else refine_command(refined, data.name)}
 ```
-{_SECOND_STAGE if refined else ""}
+{_SECOND_STAGE.format(encoder=_ENCODER[refined.follow > 0]) if refined else ""}
 ## Figures
 
 On the held-out 5 % of the same source, at the end of training. Nats are per image: the sum of squared errors, or a
@@ -134,9 +134,12 @@ to judge people.
 
 _SECOND_STAGE = """
 This is the second stage: a projected GAN (Sauer et al. 2021) tuned the decoder on draws of the prior, so that new faces
-look like faces. The encoder and the codes are those of the model that it began with, and reconstructions lose some
-fidelity to what that model had.
+look like faces. {encoder} Reconstructions lose some fidelity to what the model had that it began with.
 """
+_ENCODER = {
+    False: "The encoder is that of the model that it began with.",
+    True: "At the end the encoder followed the decoder, so codes are not those of the model that it began with.",
+}
 
 
 def refine_command(refined: RefineConfig, data: str) -> str:
