@@ -75,10 +75,13 @@ def measure(
     missing: dict[str, str] = {}
     product = matrix_product(threads) if vae.device == "cpu" else None
     rng = np.random.default_rng(0)
-    for verb, part in (("encode", vae.encoder), ("decode", vae.decoder)):
-        opened, absent = _open(vae, verb, folder, runtimes, threads)
-        missing |= absent
-        cost = _flop(vae, verb, folder)
+    names = graph_files(vae.variant), graph_files(None)
+    for verb, part, file, plain in zip(("encode", "decode"), (vae.encoder, vae.decoder), *names, strict=True):
+        graph = GraphFile((folder / file).read_bytes(), part.inputs, part.outputs, folder)
+        opened, absent = _open(graph, runtimes, threads)
+        missing |= {f"{name}, {verb}": reason for name, reason in absent.items()}
+        (shape,) = part.inputs.values()
+        cost = flop(parse((folder / plain).read_bytes()), shape)  # a variant does the same sums in other numbers
         for batch in batches:
             pixels = rng.integers(0, 256, (batch, vae.image_size, vae.image_size, 3), np.uint8)
             z = rng.standard_normal((batch, vae.latent_dim), np.float32)
@@ -92,27 +95,16 @@ def measure(
     return rows, missing
 
 
-def _open(
-    vae: VAE, verb: str, folder: Path, runtimes: Sequence[LocalRuntime], threads: int
-) -> tuple[dict[str, Run], dict[str, str]]:
-    """The graph of a verb in each runtime, by name, and why a runtime is missing."""
-    part = vae.encoder if verb == "encode" else vae.decoder
-    data = (folder / graph_files(vae.variant)[verb == "decode"]).read_bytes()
-    graph = GraphFile(data, part.inputs, part.outputs, folder)
+def _open(graph: GraphFile, runtimes: Sequence[LocalRuntime], threads: int) -> tuple[dict[str, Run], dict[str, str]]:
+    """A graph in each runtime, by name, and why a runtime is missing."""
     opened: dict[str, Run] = {}
     missing: dict[str, str] = {}
     for runtime in runtimes:
         try:
             opened[runtime.name] = runtime.open(graph, threads)
         except Exception as error:  # not installed, or it cannot run this graph
-            missing[f"{runtime.name}, {verb}"] = first_line(error)
+            missing[runtime.name] = first_line(error)
     return opened, missing
-
-
-def _flop(vae: VAE, verb: str, folder: Path) -> float:
-    """FLOP of one picture, counted in the float32 graph: a variant does the same sums in other numbers."""
-    (shape,) = (vae.encoder if verb == "encode" else vae.decoder).inputs.values()
-    return flop(parse((folder / graph_files(None)[verb == "decode"]).read_bytes()), shape)
 
 
 def _agreeing(

@@ -311,7 +311,6 @@ def follow_step(state: State, setup: Setup) -> None:
     left = (config.steps - state.step) / (config.steps - config.adversarial_steps)
     state.encoder_optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, 2 * left)
     image = mirrored(setup.pictures(config.batch_size, generator), generator)
-    model.encoder.requires_grad_(True)
     with setup.autocast():
         mu, logvar = model.encoder(image)
         noise = torch.randn(mu.shape, generator=generator, device=mu.device)
@@ -321,7 +320,6 @@ def follow_step(state: State, setup: Setup) -> None:
     state.encoder_optimizer.zero_grad(set_to_none=True)
     negative_elbo(likelihood, kl_divergence(mu, logvar)).mean().backward()
     state.encoder_optimizer.step()
-    model.encoder.requires_grad_(False)
     state.sums[LOSSES.index("squared_error")] += error.detach().double().mean() / dimensions
     state.sums[-1] += 1
     state.step += 1
@@ -384,6 +382,7 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
     average = copy.deepcopy(model).requires_grad_(False)
+    average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
     return State(model, average, critic, optimizer, critic_optimizer, encoder_optimizer, sums)
 
