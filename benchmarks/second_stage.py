@@ -27,7 +27,8 @@ def measure(device: torch.device, repeats: int = 20) -> dict[str, float]:
     """Milliseconds, medians of `repeats`, of a step and of its parts, for the decoder that `refine` tunes at 64x64.
 
     The parts are those of one step: the frozen network on real faces, on new ones with its gradient, and half of the
-    time on reconstructions; the decoder's forward and backward pass; three passes of the critic.
+    time on reconstructions; the network of the mean features on new faces in one step of four; the decoder's forward
+    and backward pass; three passes of the critic.
     """
     setup, state = _prepare(device)
     size, generator = setup.config.batch_size, setup.generator(0)
@@ -43,6 +44,10 @@ def measure(device: torch.device, repeats: int = 20) -> dict[str, float]:
         for picture in (faces, faces[: size // 2]):  # half of the reconstructions, every other step with the target
             picture = picture.clone().requires_grad_()
             torch.stack([found.float().sum() for found in setup.features(picture)]).sum().backward()
+
+    def mean_features() -> None:
+        picture = faces[: size // 4].clone().requires_grad_()
+        setup.pooled(picture).sum().backward()
 
     def decoder() -> None:
         with setup.autocast():
@@ -63,6 +68,7 @@ def measure(device: torch.device, repeats: int = 20) -> dict[str, float]:
     parts: dict[str, Callable[[], None]] = {
         "step": step,
         "frozen network": frozen_network,
+        "mean features": mean_features,
         "decoder": decoder,
         "critic": critic,
     }
@@ -93,9 +99,10 @@ def _prepare(device: torch.device) -> tuple[Setup, State]:
     networks: TrainConfig = make_config(settings)
     mixed = choose_precision("auto", device) == "bfloat16"
     pixels = np.random.default_rng(0).integers(0, 256, (FACES, 3, networks.image_size, networks.image_size), np.uint8)
-    network = FeatureNetwork("lite0", torch.bfloat16 if mixed else torch.float32).to(device)
+    precision = torch.bfloat16 if mixed else torch.float32
+    network, matched = (FeatureNetwork(name, precision).to(device) for name in ("lite0", "lite1"))
     draws = Draws(Prior.standard(networks.latent_dim), config, device)
     real = torch.from_numpy(pixels).to(device)
-    setup = Setup(config, network, real, draws, refine.mean_spectrum(real, config), mixed)
+    setup = Setup(config, network, matched, real, draws, refine.mean_spectrum(real, config), mixed)
     start = VAE.from_config(networks)
     return setup, refine.make_state(setup, networks, start)

