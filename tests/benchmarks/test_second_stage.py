@@ -17,7 +17,7 @@ def test_each_part_is_measured(monkeypatch):
     monkeypatch.setattr(refine, "WARM_UP", 0)
     monkeypatch.setattr(refine, "_POOL", 64)
     times = second_stage.measure(torch.device("cpu"), repeats=1)
-    assert list(times) == ["step", "frozen network", "mean features", "decoder", "critic"]
+    assert list(times) == ["step", "frozen network", "moments", "decoder", "critic"]
     assert min(times.values()) > 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
-from vae_train.adversarial.matching import MeanFeatures
+from vae_train.adversarial.matching import FeatureMoments
 from vae_train.adversarial.refine import log_spectrum, spectrum_distance
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
@@ -115,7 +116,7 @@ def test_a_run_looks_like_one_of_the_first_stage(networks, tmp_path, quick):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["images"] for record in records if "train_critic_loss" in record][-1] == 12
     assert records[-1]["images"] == 20
-    assert max(record.get("train_mean_distance", 0) for record in records) > 0
+    assert max(record.get("train_moment_distance", 0) for record in records) > 0
     assert np.isfinite([records[-1]["train_squared_error"], records[-1]["held_out_psnr"]]).all()
     assert Prior.load(run / PRIOR_FILE).is_standard
     sheets = sorted((run / "figures" / "new_faces").iterdir())
@@ -166,31 +167,36 @@ def test_the_distance_of_spectra_is_that_of_logarithms():
     torch.testing.assert_close(change[1:], torch.zeros(2, 4, 4), atol=0.05, rtol=0)  # gray: next to none in the chromas
 
 
-def test_mean_features_have_the_value_of_their_average_and_the_gradient_of_the_batch():
+def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_other():
     rng = np.random.default_rng(0)
-    real, *batches = (rng.normal(i, 1 + i, (40, 3)).astype(np.float32) for i in range(4))
-    matching = MeanFeatures(3, half_life=40)
-    matching.calibrate(torch.from_numpy(real))
-    mean, deviation = real.mean(0, dtype=np.float64), real.std(0, ddof=1, dtype=np.float64) + 1e-3
-    average, seen = np.zeros(3), 0
-    for batch in batches:
+    real, *batches = (rng.normal(i, 1 + i, (40, 3)) for i in range(5))
+    moments = FeatureMoments(3, 2, half_life=40).double()
+    moments.calibrate(torch.from_numpy(real))
+    mean, deviation = real.mean(0), real.std(0, ddof=1) + 1e-3
+    values, directions = np.linalg.eigh(np.cov(real.T))
+    basis = (directions / np.sqrt(values))[:, :0:-1]
+    means, variances, seen = np.zeros(3), np.zeros(2), 0
+    for features, averaged in pairwise(batches):
         seen += 40
-        average += (batch.mean(0) - average) * max(40 / seen, 0.5)
-        features = torch.from_numpy(batch).requires_grad_()
-        distance = matching(features)
-        assert distance.item() == pytest.approx(np.mean(((average - mean) / deviation) ** 2), rel=1e-5)
+        means += (averaged.mean(0) - means) * max(40 / seen, 0.5)
+        variances += (((averaged - mean) @ basis) ** 2).mean(0) * max(40 / seen, 0.5) - variances * max(40 / seen, 0.5)
+        inputs = torch.from_numpy(features).requires_grad_()
+        distance = moments(inputs, torch.from_numpy(averaged))
+        expected = np.mean(((means - mean) / deviation) ** 2) + 0.2 * np.mean((variances - 1) ** 2)
+        assert distance.item() == pytest.approx(expected, rel=1e-5)
         distance.backward()
-        slope = 2 * (average - mean) / deviation**2 / 3 / 40
-        np.testing.assert_allclose(features.grad, np.tile(slope, (40, 1)), rtol=1e-4)
+        by_mean = 2 * (means - mean) / deviation**2 / 3 / 40
+        by_variance = 0.4 * ((features - mean) @ basis * (variances - 1)) @ basis.T / 40
+        np.testing.assert_allclose(inputs.grad, by_mean + by_variance, rtol=1e-4)
 
 
-def test_a_checkpoint_without_its_mean_features_is_refused(networks, tmp_path, quick):
+def test_a_checkpoint_without_its_moments_is_refused(networks, tmp_path, quick):
     run = tmp_path / "run"
     recipe.refine(SETTINGS, networks, start(), Prior.standard(8), run, CPU)
     saved = checkpoint.load_latest(run / CHECKPOINTS)[0]
-    kept = {name: value for name, value in saved.tensors.items() if not name.startswith("matching.")}
+    kept = {name: value for name, value in saved.tensors.items() if not name.startswith("moments.")}
     checkpoint.save(run / CHECKPOINTS, checkpoint.Checkpoint(saved.step + 1, saved.state, kept))
-    with pytest.raises(CheckpointError, match="matching"):
+    with pytest.raises(CheckpointError, match="moments"):
         recipe.refine(SETTINGS, networks, None, None, run, CPU)
 
 
@@ -237,6 +243,7 @@ def test_the_critic_scores_places_of_each_scale():
         (2, 1, 4, 4),
         (2, 1, 2, 2),
         (2, 1, 16, 16),
+        (2, 1, 4, 4),
     ]
 
 

@@ -31,7 +31,7 @@ class RefineConfig:
     fidelity: float = _number(3000.0, "weight of the squared error of reconstructions", 0.0, 1e9)
     features: float = _number(0.5, "weight of the feature distance of reconstructions", 0.0, 1e6)
     spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
-    matching: float = _number(20.0, "weight of the distance of mean features", 0.0, 1e6)
+    moments: float = _number(40.0, "weight of the distance of means and variances of features", 0.0, 1e6)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
     decay: float = _number(0.0, "last part of the pictures, over which the learning rates fall to a tenth", 0.0, 1.0)
     follow: int = _number(60_000, "pictures at the end, on which the encoder follows the decoder", 0, 1_000_000_000)
@@ -43,6 +43,17 @@ class RefineConfig:
             check_setting(item, getattr(self, item.name))
         if self.side % 32:
             raise UsageError(f"--side {self.side}: expected a multiple of 32")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the decoder's losses, by name."""
+        return {
+            "generator_loss": 1.0,
+            "squared_error": self.fidelity,
+            "feature_distance": self.features,
+            "spectrum_distance": self.spectrum,
+            "moment_distance": self.moments,
+        }
 
     @property
     def adversarial_steps(self) -> int:

@@ -55,8 +55,8 @@ class Projection(nn.Module):
 
 
 class Critic(nn.Module):
-    """One light head for each scale of the projected features, and one for the pixels, which see what the feature
-    network does not: single pixels out of line."""
+    """One light head for each scale of the projected features, and two for the pixels, which see what the feature
+    network does not: single pixels out of line, and whether both halves of a face agree."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         """channels: of the feature network, from fine to coarse."""
@@ -70,12 +70,14 @@ class Critic(nn.Module):
                 _head(coarse, [(96, 3, 1)]),
                 _head(coarsest, [(96, 3, 1)]),
                 _head(3, [(16, 3, 1), (32, 4, 2), (64, 4, 2)]),
+                _head(3, [(32, 4, 2), (64, 4, 2), (96, 4, 2), (128, 4, 2)]),
             ]
         )
 
     def forward(self, standardized: Sequence[Tensor], image: Tensor) -> list[Tensor]:
         """features by `Projection.standardize` and image (n, 3, S, S) in [0, 1] -> scores (n, 1, s, s) of each head"""
-        inputs = [*self.projection(standardized), image * 4 - 2]
+        pixels = image * 4 - 2
+        inputs = [*self.projection(standardized), pixels, pixels]
         return [head(x) for head, x in zip(self.heads, inputs, strict=True)]
 
 

@@ -1,5 +1,5 @@
 """Feature matching (Salimans, Goodfellow, Zaremba, Cheung, Radford & Chen, "Improved techniques for training GANs",
-2016, section 3.1): new faces have the mean features of real ones.
+2016, section 3.1): new faces have the mean features of real ones, and vary as much.
 
 The critic judges picture by picture, and what every new face has a little too much of, it lets pass. A mean over
 thousands of them shows it.
@@ -10,34 +10,61 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_VARIANCES = 0.2  # weight of the variances
 
-class MeanFeatures(nn.Module):
-    """The distance of the mean features of drawn pictures, a moving average over batches, from those of real ones."""
 
-    def __init__(self, channels: int, half_life: int) -> None:
-        """half_life: of the moving average, in pictures."""
+class FeatureMoments(nn.Module):
+    """The distance of the moments of drawn pictures' features from those of real ones: the mean of each channel, and
+    the variance along each of the principal directions of the real features."""
+
+    real: Tensor
+    """(channels,): the mean, and with `deviation` the scale, of each channel of real features."""
+    deviation: Tensor
+    basis: Tensor
+    """(channels, directions): onto principal directions of real features, in unit variance."""
+    mean: Tensor
+    """(channels,): moving average of the mean of drawn features."""
+    variance: Tensor
+    """(directions,): moving average of the squares of drawn features along `basis`."""
+    seen: Tensor
+
+    def __init__(self, channels: int, directions: int, half_life: int) -> None:
+        """half_life: of the moving averages, in pictures."""
         super().__init__()
         self.half_life = half_life
         self.register_buffer("real", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
-        self.register_buffer("drawn", torch.zeros(channels))
+        self.register_buffer("basis", torch.zeros(channels, directions))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.zeros(directions))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Measure mean and deviation of each channel on the features (n, channels) of real pictures."""
-        self.get_buffer("real").copy_(features.mean(0))
-        self.get_buffer("deviation").copy_(features.std(0) + 1e-3)
+        """Measure the moments of features (n, channels) of real pictures."""
+        self.real.copy_(features.mean(0))
+        self.deviation.copy_(features.std(0) + 1e-3)
+        variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
+        basis = (directions / variances.clamp(min=1e-6).sqrt()).flip(1)  # from large to small
+        self.basis.copy_(basis[:, : self.basis.shape[1]])
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features of drawn pictures (n, channels) -> mean squared distance in deviations, ().
+    def forward(self, features: Tensor, averaged: Tensor) -> Tensor:
+        """Features of pictures that are drawn by the decoder in training and by the averaged one, (n, channels) each
+        -> mean squared distance of means, in deviations, and `_VARIANCES` times that of variances, as shares, ().
 
-        Its value is that of the moving average, its gradient that of this batch.
+        The averaged decoder is what counts, so that the value is that of its moving averages; the gradient is that of
+        this batch of the decoder in training.
         """
-        drawn, seen, mean = self.get_buffer("drawn"), self.get_buffer("seen"), features.mean(0)
-        seen += len(features)
+        self.seen += len(averaged)
         with torch.no_grad():  # the first batches count more
-            kept = torch.clamp(1 - len(features) / seen, max=0.5 ** (len(features) / self.half_life))
-            drawn.lerp_(mean, 1 - kept)
-        estimate = mean + (drawn - mean).detach()
-        return ((estimate - self.get_buffer("real")) / self.get_buffer("deviation")).square().mean()
+            kept = torch.clamp(1 - len(averaged) / self.seen, max=0.5 ** (len(averaged) / self.half_life))
+            for average, batch in zip((self.mean, self.variance), self._moments(averaged), strict=True):
+                average.lerp_(batch, 1 - kept)
+        mean, variance = self._moments(features)
+        mean = self.mean + (mean - mean.detach())
+        variance = self.variance + (variance - variance.detach())
+        means, variances = (mean - self.real) / self.deviation, variance - 1
+        return means.square().mean() + _VARIANCES * variances.square().mean()
+
+    def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features.mean(0), ((features - self.real) @ self.basis).square().mean(0)

@@ -33,7 +33,7 @@ from vae_runtime.prior import Prior
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
 from vae_train.adversarial.features import FeatureNetwork
-from vae_train.adversarial.matching import MeanFeatures
+from vae_train.adversarial.matching import FeatureMoments
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
@@ -74,10 +74,11 @@ _IMITATION = 400  # steps in which a new decoder learns to draw like the old one
 _BEFORE = 2**40  # numbers of steps for the random numbers of what happens before the first one
 _COMPARED = 2400  # real pictures that the spectrum is measured on
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
-_MATCHED = 6000  # real pictures that the mean features are measured on
-_MATCHED_SIDE = 160  # at which the network of the mean features sees pictures
-_MATCHED_CHANNELS = 1280
-_MATCHED_AVERAGE = 1000  # half-life of their moving average, in pictures
+_MATCHED = 6000  # real pictures that the moments of features are measured on
+_MATCHED_SIDE = 160  # at which their network sees pictures
+_MATCHED_CHANNELS, _MATCHED_DIRECTIONS = 1280, 256
+_MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
+_INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
 
 _YCBCR = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # of RGB, ITU-R BT.601
@@ -87,7 +88,8 @@ LOSSES = (
     "generator_loss",
     "squared_error",
     "feature_distance",
-    "mean_distance",
+    "spectrum_distance",
+    "moment_distance",
     "real_score",
     "drawn_score",
 )
@@ -104,7 +106,7 @@ class State:
     """The same with the moving average of the decoder's weights, and the encoder that follows it: what is evaluated,
     drawn and exported."""
     critic: Critic
-    matching: MeanFeatures
+    moments: FeatureMoments
     optimizer: torch.optim.Adam
     critic_optimizer: torch.optim.Adam
     encoder_optimizer: torch.optim.Adam
@@ -124,7 +126,7 @@ class Setup:
     network: FeatureNetwork
     """Of the critic and of the feature distance."""
     matched: FeatureNetwork
-    """Another, whose mean features are matched."""
+    """Another, the moments of whose features are matched."""
     real: Tensor
     """All training pictures, uint8 (N, 3, S, S), on the device."""
     draws: Draws
@@ -150,7 +152,7 @@ class Setup:
         return found
 
     def pooled(self, image: Tensor) -> Tensor:
-        """The features whose mean is matched: (n, 3, S, S) -> (n, 1280)."""
+        """The features whose moments are matched: (n, 3, S, S) -> (n, 1280)."""
         size = (_MATCHED_SIDE, _MATCHED_SIDE)
         image = functional.interpolate(image.float(), size=size, mode="bicubic", align_corners=False)
         return self.matched.pooled(image.clamp(0, 1))
@@ -289,50 +291,67 @@ def train_step(state: State, setup: Setup) -> None:
     with setup.autocast():
         drawn, reconstructed = state.model.decoder(codes).split([config.batch_size, len(kept)])
 
-    scale = state.critic.projection.standardize
-    plain = drawn
-    drawn, real = augment(drawn, generator), augment(real, generator)
-    drawn_features = scale(setup.features(drawn))
+    changed, real = augment(drawn, generator), augment(real, generator)
+    features = state.critic.projection.standardize(setup.features(changed))
+    losses = train_critic(state, setup, real, changed, features)
+    if state.step >= WARM_UP:
+        with setup.autocast():
+            losses["generator_loss"] = generator_loss(state.critic(features, changed))
+        losses |= reconstruction_losses(state, setup, reconstructed, kept)
+        losses |= statistics_losses(state, setup, drawn, codes[: config.batch_size])
+        state.optimizer.zero_grad(set_to_none=True)
+        torch.stack(
+            [weight * losses[name] for name, weight in config.weights.items() if name in losses]
+        ).sum().backward()
+        state.optimizer.step()
+        update_average(state, config)
+    note(state, losses)
+
+
+def train_critic(
+    state: State, setup: Setup, real: Tensor, drawn: Tensor, drawn_features: list[Tensor]
+) -> dict[str, Tensor]:
+    """One step of the critic on pictures that were augmented; `drawn_features` are standardized. The losses by name."""
+    critic = state.critic.requires_grad_(True)
     with torch.no_grad():
-        real_features = scale(setup.features(real))
-    state.critic.requires_grad_(True)
+        real_features = critic.projection.standardize(setup.features(real))
     with setup.autocast():
-        real_scores = state.critic(real_features, real)
-        drawn_scores = state.critic([feature.detach() for feature in drawn_features], drawn.detach())
+        real_scores = critic(real_features, real)
+        drawn_scores = critic([feature.detach() for feature in drawn_features], drawn.detach())
     loss = critic_loss(real_scores, drawn_scores)
     state.critic_optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.critic_optimizer.step()
-    state.critic.requires_grad_(False)
+    critic.requires_grad_(False)
+    return {"critic_loss": loss, "real_score": _mean(real_scores), "drawn_score": _mean(drawn_scores)}
 
-    adversarial = error = distance = matching = torch.zeros((), device=loss.device)
-    if state.step >= WARM_UP:
-        with setup.autocast():
-            adversarial = generator_loss(state.critic(drawn_features, drawn))
-        error = functional.mse_loss(reconstructed, kept)
-        if config.features and state.step % 4 == 0:  # in one step of four, with four times the weight
-            with torch.no_grad():
-                wanted = scale(setup.features(kept))
-            distance = 4 * feature_distance(scale(setup.features(reconstructed)), wanted)
-        if config.matching and state.step % 4 == 2:
-            matching = 4 * state.matching(setup.pooled(plain))
-        spectrum = spectrum_distance(plain, setup.spectrum)
-        state.optimizer.zero_grad(set_to_none=True)
-        kept_loss = config.fidelity * error + config.features * distance
-        (adversarial + kept_loss + config.spectrum * spectrum + config.matching * matching).backward()
-        state.optimizer.step()
-        update_average(state, config)
-    noted = [
-        loss,
-        adversarial,
-        error,
-        distance,
-        matching,
-        _mean(real_scores),
-        _mean(drawn_scores),
-        torch.ones_like(loss),
-    ]
-    state.sums += torch.stack([value.detach().double() for value in noted])
+
+def reconstruction_losses(state: State, setup: Setup, found: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """What keeps reconstructions, (n, 3, S, S), like their pictures."""
+    losses, scale = {"squared_error": functional.mse_loss(found, wanted)}, state.critic.projection.standardize
+    if setup.config.features and state.step % _INTERVAL == 0:
+        with torch.no_grad():
+            features = scale(setup.features(wanted))
+        losses["feature_distance"] = _INTERVAL * feature_distance(scale(setup.features(found)), features)
+    return losses
+
+
+def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    """What makes new faces, (n, 3, S, S), alike to real ones in the mean: the spectrum and the moments of features."""
+    losses = {"spectrum_distance": spectrum_distance(drawn, setup.spectrum)}
+    if setup.config.moments and state.step % _INTERVAL == _INTERVAL // 2:
+        with torch.no_grad():
+            with setup.autocast():
+                averaged = state.average.decoder(codes)
+            averaged = setup.pooled(averaged)
+        losses["moment_distance"] = _INTERVAL * state.moments(setup.pooled(drawn), averaged)
+    return losses
+
+
+def note(state: State, losses: dict[str, Tensor]) -> None:
+    """Add the losses of a step to the sums, and end the step."""
+    zero = torch.zeros((), device=state.sums.device)
+    state.sums += torch.stack([losses.get(name, zero).detach().double() for name in LOSSES] + [1 + zero.double()])
     state.step += 1
 
 
@@ -356,9 +375,7 @@ def follow_step(state: State, setup: Setup) -> None:
     state.encoder_optimizer.zero_grad(set_to_none=True)
     negative_elbo(likelihood, kl_divergence(mu, logvar)).mean().backward()
     state.encoder_optimizer.step()
-    state.sums[LOSSES.index("squared_error")] += error.detach().double().mean() / dimensions
-    state.sums[-1] += 1
-    state.step += 1
+    note(state, {"squared_error": error.mean() / dimensions})
 
 
 def mirrored(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -414,23 +431,23 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     model.eval().encoder.requires_grad_(False)
-    matching = MeanFeatures(_MATCHED_CHANNELS, _MATCHED_AVERAGE).to(device)
+    moments = FeatureMoments(_MATCHED_CHANNELS, _MATCHED_DIRECTIONS, _MATCHED_AVERAGE).to(device)
     optimizer = torch.optim.Adam(model.decoder.parameters(), config.learning_rate, betas=(0.0, 0.99))
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
     average = copy.deepcopy(model).requires_grad_(False)
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    return State(model, average, critic, matching, optimizer, critic_optimizer, encoder_optimizer, sums)
+    return State(model, average, critic, moments, optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
 @torch.no_grad()
 def calibrate(state: State, setup: Setup) -> None:
-    """Measure the scale of each feature, and the mean features that are matched, on some real pictures."""
+    """Measure the scale of each feature, and the moments that are matched, on some real pictures."""
     chosen = setup.real[:: max(1, len(setup.real) // _CALIBRATION)][:_CALIBRATION]
     state.critic.projection.calibrate(setup.features(augment(to_unit(chosen), setup.generator(_BEFORE))))
     more = setup.real[:: max(1, len(setup.real) // _MATCHED)][:_MATCHED]
-    state.matching.calibrate(torch.cat([setup.pooled(to_unit(batch)) for batch in more.split(_CALIBRATION)]))
+    state.moments.calibrate(torch.cat([setup.pooled(to_unit(batch)) for batch in more.split(_CALIBRATION)]))
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:
@@ -485,7 +502,7 @@ def restore(state: State, saved: Checkpoint) -> None:
     """Put a checkpoint into `state`; CheckpointError if it belongs to other networks."""
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved, "average")
-    for name in ("critic", "matching"):
+    for name in ("critic", "moments"):
         tensors = {key.removeprefix(f"{name}."): v for key, v in saved.tensors.items() if key.startswith(f"{name}.")}
         try:
             _parts(state)[name].load_state_dict(tensors)
@@ -547,7 +564,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def _parts(state: State) -> dict[str, nn.Module]:
-    return {"model": state.model, "average": state.average, "critic": state.critic, "matching": state.matching}
+    return {"model": state.model, "average": state.average, "critic": state.critic, "moments": state.moments}
 
 
 def _optimizers(state: State) -> dict[str, torch.optim.Adam]:
