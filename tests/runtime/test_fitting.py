@@ -11,7 +11,7 @@ from tiny_model import DIM, SIZE
 
 from vae_runtime import VAE, InputError, InputTypeError, Prior
 from vae_runtime.prior import Flow, fit_prior
-from vae_runtime.prior.fitting import MIN_CODES, ledoit_wolf, move_prior
+from vae_runtime.prior.fitting import MIN_CODES, Frame, ledoit_wolf
 
 WIDE = 96
 """More latents than codes: where the sample covariance is singular."""
@@ -69,7 +69,7 @@ def test_many_codes_of_different_strength_become_a_mixture(rng):
 
 
 @pytest.mark.parametrize("bent", [False, True])
-def test_few_codes_move_the_prior_of_the_model(rng, bent):
+def test_a_prior_is_moved_to_the_moments_of_codes(rng, bent):
     dim, layers = 6, 2
     base = Prior(np.array([0.5, 0.5]), rng.normal(size=(2, dim)), rng.normal(size=(1, dim, dim)), np.ones((2, dim)))
     if bent:
@@ -78,15 +78,26 @@ def test_few_codes_move_the_prior_of_the_model(rng, bent):
         base = dataclasses.replace(base, flow=Flow(orders, *arrays, rng.normal(size=(dim, dim)), rng.normal(size=dim)))
     stretch = rng.normal(size=(dim, dim))
     mu = (rng.normal(size=(4000, dim)) @ stretch + 3).astype(np.float64)
-    moved = move_prior(base, mu, np.full(mu.shape, -20.0))
+    moved = Frame.of(base).move(mu, np.full(mu.shape, -20.0))
     draws = moved.sample(20_000, 1)
     np.testing.assert_allclose(draws.mean(0), mu.mean(0), atol=0.3)
     covariance = np.cov(mu.T)
     assert np.abs(np.cov(draws.T) - covariance).max() < 0.25 * np.abs(covariance).max()
     assert moved.kind == base.kind
-    few = fit_prior(mu[:20], np.full((20, dim), -1.0), base=base)[0]
-    assert few.kind == base.kind
+    few = Frame.of(base).move(mu[:2], np.full((2, dim), -1.0))
     assert np.isfinite(few.log_prob(few.sample(5, 0))).all()
+
+
+def test_held_out_codes_decide_whether_the_prior_of_the_model_is_moved(rng):
+    dim = 12
+    means = np.sign(rng.normal(size=(2, dim))) * 2
+    base = Prior(np.array([0.9, 0.1]), means, np.eye(dim)[None], np.full((2, dim), [[1.0], [0.3]]))
+    alike = base.sample(60, 1) * 1.5 + 2
+    other = rng.choice([-9.0, 9.0], (400, 1)) + rng.normal(size=(400, dim)) * rng.choice([0.1, 2.0], (400, 1))
+    for mu, moves in ((alike, True), (other, False)):
+        prior, scores = fit_prior(mu, np.full(mu.shape, -6.0), base=base)
+        assert (scores["moved"] == max(scores.values())) == moves
+        assert (prior.kind == base.kind and np.array_equal(prior.weights, base.weights)) == moves
 
 
 def test_the_same_codes_give_the_same_prior_and_one_that_can_be_saved(rng, tmp_path):

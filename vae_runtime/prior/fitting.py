@@ -2,7 +2,8 @@
 
 A Gaussian with a shrunk covariance (Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
 matrices", 2004), blended with N(0, I), works from 16 images on, where the sample covariance of hundreds of latents is
-singular. With more images, mixtures of Gaussians that share its principal axes fit better. Cross-validation selects.
+singular. With more images, mixtures of Gaussians that share its principal axes fit better. A prior that exists already
+can be moved to the mean and the covariance of the images instead. Cross-validation selects.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ def fit_prior(
 ) -> tuple[Prior, dict[str, float]]:
     """Fit a density to the aggregated posterior of images; return it and the score of each candidate.
 
-    mu, logvar: (n, latent_dim) of q(z|x), with at least `MIN_CODES` distinct rows. Candidates are a Gaussian
-    blended with N(0, I), named by its weight ("0.5"), and mixtures ("4 Gaussians"). A score is the mean log density of
-    held-out draws, in nats per code; the candidate with the highest score is fitted to all codes. Raises InputError.
+    mu, logvar: (n, latent_dim) of q(z|x), with at least `MIN_CODES` distinct rows. base: a prior of the same latents,
+    for example the model's own. Candidates are a Gaussian blended with N(0, I), named by its weight ("0.5"), mixtures
+    ("4 Gaussians"), and `base` under an affine map ("moved"), see `Frame`. A score is the mean log density of held-out
+    draws, in nats per code; the candidate with the highest score is fitted to all codes. Raises InputError.
     """
     means, log_variances = (
         as_codes(mu, name="mu").astype(np.float64),
@@ -58,10 +60,8 @@ def fit_prior(
         raise InputError(f"images: got {distinct} distinct images, expected at least {MIN_CODES} to fit a prior")
     generator = make_rng(rng)
     draws = np.asarray(reparameterize(means, log_variances, generator), np.float64)
-    folds = [
-        (_axes(means[train], log_variances[train]), draws[train], draws[test])
-        for train, test in _folds(generator.permutation(len(means)))
-    ]
+    splits = list(_folds(generator.permutation(len(means))))
+    folds = [(_axes(means[train], log_variances[train]), draws[train], draws[test]) for train, test in splits]
 
     def score(blend: float, count: int) -> float:
         found = [_fit(axes, train, blend, count).log_prob(test) for axes, train, test in folds]
@@ -71,38 +71,57 @@ def fit_prior(
     share, _ = max(scores, key=lambda choice: scores[choice])
     scores |= {(share, count): score(share, count) for count in COMPONENTS if len(means) >= _PER_COMPONENT * count}
     blend, count = max(scores, key=lambda choice: scores[choice])
-    if base is not None and not base.is_standard and count == 1:
-        return move_prior(base, means, log_variances), _named(scores)
+    named = _named(scores)
+    if base is not None and not base.is_standard:
+        frame = Frame.of(base)
+        found = [frame.move(means[train], log_variances[train]).log_prob(draws[test]) for train, test in splits]
+        named["moved"] = float(np.concatenate(found).mean())
+        if named["moved"] > scores[blend, count]:
+            return frame.move(means, log_variances), named
     standard = (blend, count) == (0, 1)
     prior = (
         Prior.standard(means.shape[1]) if standard else _fit(_axes(means, log_variances), draws, blend, count).prior()
     )
-    return prior, _named(scores)
+    return prior, named
 
 
 def _named(scores: dict[tuple[float, int], float]) -> dict[str, float]:
     return {f"{count} Gaussians" if count > 1 else f"{blend:g}": each for (blend, count), each in scores.items()}
 
 
-def move_prior(base: Prior, mu: Floats, logvar: Floats) -> Prior:
-    """The image of `base` under the affine map that gives it the mean and the covariance of q(z|x) of few pictures.
+class Frame(NamedTuple):
+    """A prior, with its mean and the symmetric root of its covariance, and the inverse of that root: (d,), (d, d)."""
 
-    The covariance is shrunk toward a multiple of that of `base`: in coordinates in which that is the identity.
-    """
-    draws = base.sample(_BASE_DRAWS, 0).astype(np.float64)
-    center = draws.mean(axis=0)
-    root, whiten = _roots(np.cov(draws.T) + _FLOOR * np.eye(len(center)))
-    noise = whiten @ np.diag(np.exp(logvar).mean(axis=0)) @ whiten
-    stretch, _ = _roots(ledoit_wolf((mu - center) @ whiten)[0] + noise)
-    linear = root @ stretch @ whiten
-    shift = mu.mean(axis=0) - linear @ center
-    if base.flow is not None:
-        basis = (linear @ base.flow.basis).astype(np.float32)
-        moved = dataclasses.replace(base.flow, basis=basis, shift=(linear @ base.flow.shift + shift).astype(np.float32))
-        return dataclasses.replace(base, flow=moved)
-    scales = np.eye(len(center))[None] if base.scales is None else base.scales
-    means = (base.means @ linear.T + shift).astype(np.float32)
-    return dataclasses.replace(base, means=means, scales=(linear @ scales).astype(np.float32))
+    prior: Prior
+    center: Floats
+    root: Floats
+    whiten: Floats
+
+    @classmethod
+    def of(cls, prior: Prior) -> Frame:
+        """Estimated from draws."""
+        draws = prior.sample(_BASE_DRAWS, 0).astype(np.float64)
+        covariance = np.cov(draws.T) + _FLOOR * np.eye(draws.shape[1])
+        return cls(prior, draws.mean(axis=0), *_roots(covariance))
+
+    def move(self, mu: Floats, logvar: Floats) -> Prior:
+        """The image of the prior under the affine map that gives it the mean and the covariance of q(z|x).
+
+        The covariance is shrunk toward a multiple of that of the prior (Ledoit and Wolf, in coordinates in which that
+        is the identity), so that a few pictures are enough.
+        """
+        prior, noise = self.prior, self.whiten @ np.diag(np.exp(logvar).mean(axis=0)) @ self.whiten
+        stretch, _ = _roots(ledoit_wolf((mu - self.center) @ self.whiten)[0] + noise)
+        linear = self.root @ stretch @ self.whiten
+        shift = mu.mean(axis=0) - linear @ self.center
+        if (flow := prior.flow) is not None:
+            basis, center = (linear @ flow.basis).astype(np.float32), linear @ flow.shift + shift
+            return dataclasses.replace(
+                prior, flow=dataclasses.replace(flow, basis=basis, shift=center.astype(np.float32))
+            )
+        scales = np.eye(len(shift))[None] if prior.scales is None else prior.scales
+        means = (prior.means @ linear.T + shift).astype(np.float32)
+        return dataclasses.replace(prior, means=means, scales=(linear @ scales).astype(np.float32))
 
 
 def _roots(covariance: Floats) -> tuple[Floats, Floats]:
