@@ -46,7 +46,7 @@ def build_demo(models: VAE | Sequence[VAE]) -> gr.Blocks:
                 found.names, value=found.names[0], label="Model", elem_id="model", min_width=150, scale=0
             )
             share = gr.Button("Copy link", elem_id="share", min_width=110, scale=0)
-        with gr.Tabs(elem_id="tabs") as holder:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as holder:
             for tab in tabs:
                 with gr.Tab(tab.title, id=tab.name, elem_id=f"tab-{tab.name}") as panel:
                     tab.build()

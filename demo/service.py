@@ -54,7 +54,9 @@ class Starters:
     """What a tab opens with: seeds chosen by `python -m demo.choose_starters`."""
 
     seed: int = 7
-    """Of the Sample and Evolve tabs."""
+    """Of the new faces."""
+    line: int = 7
+    """Of the first generation."""
     faces: tuple[int, ...] = (11, 12, 13, 14)
     """Seeds of the faces to blend."""
 
@@ -62,7 +64,7 @@ class Starters:
     def load(cls, name: str) -> Starters:
         """Those of the model of this name, or the defaults."""
         found = json.loads(STARTERS_FILE.read_text(encoding="utf-8")) if STARTERS_FILE.exists() else {}
-        return cls(found[name]["seed"], tuple(found[name]["faces"])) if name in found else cls()
+        return cls(**{**found[name], "faces": tuple(found[name]["faces"])}) if name in found else cls()
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,14 @@ class Service:
         return self.vae.encode(images)[0]
 
     @cached_property
+    def starter_codes(self) -> Array:
+        """Codes of the faces to begin with, (n, latent_dim)."""
+        return np.concatenate([self.vae.prior.sample(1, rng=seed) for seed in self.starters.faces])
+
+    @cached_property
     def starter_faces(self) -> Pixels:
         """Faces to begin with, (n, S, S, 3)."""
-        return np.concatenate([self.vae.sample(1, rng=seed) for seed in self.starters.faces])
+        return self.vae.decode(self.starter_codes)
 
     @cached_property
     def examples(self) -> Pixels:

@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo.choose_starters import badness
 from demo.service import Service, enlarged
 from vae_runtime import VAE, InputError, grid, save_png
 from vae_runtime.config import DECODER_FILE, ENCODER_FILE, GOLDEN_FILE, graph_files
 from vae_runtime.golden import Golden
 from vae_runtime.images import Pixels
-from vae_runtime.prior import text_code
 from vae_runtime.prior.flow import ARRAYS, Flow
 from vae_runtime.prior.mixture import Codes
 
@@ -39,11 +37,6 @@ ORT_FILES = (
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
 
-
-NAMES = tuple(
-    "Aiko Ben Chiyo Dana Emi Femi Goro Hana Ines Jun Kenji Lena Mika Noor Oren Priya Ren Sora Tomo Yuki".split()
-)
-"""The faces in the corners are those of four of these."""
 POSTER = 420
 """Pixels of the picture that is there before the model."""
 ICONS = (192, 512)
@@ -68,7 +61,7 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
         with VAE.load(folder, device="cpu") as vae:
             target = out / "models" / vae.config.name
             target.mkdir(parents=True)
-            codes = best_codes(vae)
+            codes = Service(vae).starter_codes
             _write(target / "model.json", describe(vae, codes))
             _write(target / "prior.json.gz", describe_prior(vae))
             face = enlarged(blended(vae, codes), POSTER)[0]
@@ -88,12 +81,6 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
     version = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()))
     text = worker.read_text(encoding="utf-8").replace("development", version.hexdigest()[:16])
     worker.write_text(text, encoding="utf-8")
-
-
-def best_codes(vae: VAE) -> Codes:
-    """(4, latent_dim): the codes of the names whose faces the model can explain best."""
-    faces = np.concatenate([vae.face_of(name)[None] for name in NAMES])
-    return np.stack([text_code(NAMES[place], vae.prior) for place in np.argsort(badness(vae, faces))[:4]])
 
 
 def blended(vae: VAE, codes: Codes) -> Pixels:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vae_runtime.errors import (
     ImageArrayError,
@@ -54,11 +54,20 @@ def load_image(source: ImageSource) -> Pixels:
     """
     if isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[-1] == 3:
         return np.ascontiguousarray(_check_array(source))
+    return np.array(_opaque(_open(source)))
+
+
+def load_square(source: ImageSource, most: int) -> Pixels:
+    """The central square of a picture, resampled to (most, most, 3) if it is larger.
+
+    The same pixels as `fit_square(load_image(source), size)`; a large picture takes half the time and memory.
+    Sources and errors: see `load_image`.
+    """
     image = _open(source)
-    if image.mode == "RGBA":
-        ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(ground, image)
-    return np.array(image.convert("RGB"))
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = _opaque(image.crop((left, top, left + side, top + side)))
+    return np.array(square.resize((most, most), Image.Resampling.BILINEAR) if side > most else square)
 
 
 def load_mask(source: ImageSource) -> NDArray[np.bool_]:
@@ -286,12 +295,22 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
         image = _scale_gray16(image, name)
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels, expected 8 or 16 bits a channel")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """RGB, transparent pixels of an RGBA picture blended on `BACKGROUND`."""
+    if image.mode == "RGB":
+        return image
+    ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+    return Image.alpha_composite(ground, image).convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        # It copies the pixels of a picture that is upright, too.
+        return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
     except Exception:  # damaged EXIF does not affect the pixels
         return image
 

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vae_runtime import ImageError, load_image
-from vae_runtime.images import FORMATS, Pixels, fit_square
+from vae_runtime.images import FORMATS, Pixels, fit_square, load_square
 
 MAX_FACE_SIDE = 512
 """Pixels. Larger pictures are reduced to this as soon as they are decoded; a face in a grid may not be larger."""
@@ -65,12 +66,8 @@ def read_picture(source: bytes | Path) -> Pixels:
     The original lives in memory no longer than this takes, and only one large original at a time.
     """
     data = source.read_bytes() if isinstance(source, Path) else source
-    if _pixels(data) < _LARGE:
-        picture = load_image(data)
-        return fit_square(picture, min(*picture.shape[:2], MAX_FACE_SIDE))
-    with _one_large_picture:
-        picture = load_image(data)
-        return fit_square(picture, MAX_FACE_SIDE if min(picture.shape[:2]) > MAX_FACE_SIDE else min(picture.shape[:2]))
+    with _one_large_picture if _pixels(data) >= _LARGE else nullcontext():
+        return load_square(data, MAX_FACE_SIDE)
 
 
 def holes_from_uri(text: object, side: int) -> NDArray[np.bool_]:

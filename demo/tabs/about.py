@@ -25,7 +25,7 @@ class AboutTab(Tab):
     def build(self) -> None:
         """A page of text."""
         self.card = gr.Markdown(about(self.models.first), elem_id="card")
-        with gr.Accordion("Advanced: its directions and figures", open=False):
+        with gr.Accordion("Advanced: how it was made, and its figures", open=False):
             self.figures = gr.Markdown(figures(self.models.first), elem_id="figures")
         self.outputs = [self.card, self.figures]
 
@@ -40,14 +40,11 @@ class AboutTab(Tab):
 def about(service: Service) -> str:
     """The model's card and what runs it, as Markdown."""
     vae, config = service.vae, service.vae.config
-    prior = f"{vae.prior.kind}, fitted to the codes of those faces" if PRIOR_FILE in config.files else vae.prior.kind
     rows = {
-        "Model": f"`{config.name}`, preset `{config.preset}`, id `{config.model_id}`",
-        "Pictures": f"{vae.image_size} x {vae.image_size}, and codes of {vae.latent_dim} numbers",
-        "Trained on": f"{config.training_data.count:,} faces of `{config.training_data.name}`",
-        "Where new faces come from": prior,
-        "Runs on": f"{vae.device}, ONNX Runtime {_onnxruntime()}",
-        "Versions": f"anime-vae {__version__}, gradio {version('gradio')}, Python {sys.version.split()[0]}",
+        "Name": config.name,
+        "Pictures": f"{vae.image_size} x {vae.image_size} pixels, enlarged here",
+        "A face is": f"{vae.latent_dim} numbers",
+        "Learned from": f"{config.training_data.count:,} faces",
     }
     return f"""## How it works
 
@@ -68,9 +65,18 @@ used for your answer and are not kept. Favorites stay in your browser.
 
 
 def figures(service: Service) -> str:
-    """The names of the directions, and the metrics of the export, as a table in Markdown."""
-    rows = {"Directions": ", ".join(service.directions)}
-    for name, value in service.vae.config.metrics.items():
+    """How the model was made, what runs it, and the metrics of the export, as a table in Markdown."""
+    vae, config = service.vae, service.vae.config
+    prior = f"{vae.prior.kind}, fitted to the codes of those faces" if PRIOR_FILE in config.files else vae.prior.kind
+    rows = {
+        "Model": f"preset `{config.preset}`, id `{config.model_id}`",
+        "Trained on": f"`{config.training_data.name}`",
+        "Where new faces come from": prior,
+        "Directions": ", ".join(service.directions),
+        "Runs on": f"{vae.device}, ONNX Runtime {_onnxruntime()}",
+        "Versions": f"anime-vae {__version__}, gradio {version('gradio')}, Python {sys.version.split()[0]}",
+    }
+    for name, value in config.metrics.items():
         words = [word.upper() if word in ABBREVIATIONS else word for word in name.split("_")]
         rows[" ".join(words)] = f"{value:g}"
     return _table(rows)

@@ -83,7 +83,7 @@ class Models:
 
     def is_starter_seed(self, seed: object) -> bool:
         """Whether some model's tabs open with this seed."""
-        return any(seed == service.starters.seed for service in self._services.values())
+        return any(seed in (service.starters.seed, service.starters.line) for service in self._services.values())
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class EvolveTab(Tab):
     def build(self) -> None:
         """A generation of sixteen, and the next."""
         service = self.models.first
-        line = Lineage(service.starters.seed)
+        line = Lineage(service.starters.line)
         headline("Pick the faces you like, and breed their children")
         with gr.Row(elem_classes="actions"):
             self.breed_run = gr.Button("Breed", variant="primary", elem_id="evolve-next")
@@ -61,9 +61,9 @@ class EvolveTab(Tab):
 
     def draw(self, service: Service, state: State) -> list[Any]:
         """The youngest generation of a lineage."""
-        line = Lineage.parse(state.get("lineage", str(service.starters.seed)))
+        line = Lineage.parse(state.get("lineage", str(service.starters.line)))
         if state.get("switched") and not line.steps and self.models.is_starter_seed(line.seed):
-            line = Lineage(service.starters.seed)
+            line = Lineage(service.starters.line)
         return bred(service, line)
 
     @friendly

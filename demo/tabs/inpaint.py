@@ -37,7 +37,7 @@ class InpaintTab(Tab):
                     self.outcome = FaceGrid("Repainted face", note=note, kind="one", elem_id="inpaint-out")
                     with gr.Row(elem_classes="sends"):
                         tools(self.outcome)
-            self.picture_in = MaskedFaceInput("Another face", value=face, elem_id="inpaint-in")
+                    self.picture_in = MaskedFaceInput("Another face", value=face, elem_id="inpaint-in")
             with gr.Accordion("Advanced", open=False):
                 info = "More: closer, and slower"
                 steps = gr.Slider(10, MAX_STEPS, STEPS, step=10, label="Steps", info=info, elem_id="inpaint-steps")

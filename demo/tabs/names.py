@@ -22,20 +22,23 @@ class NamesTab(Tab):
     def build(self) -> None:
         """A name, and its face."""
         headline("Type a name, and meet its face")
-        self.text = gr.Textbox(
-            NAME, label="Name, or any other text", max_length=200, elem_id="names-text", autofocus=False
-        )
-        self.grid = FaceGrid(
-            "Face of this name",
-            value=self.models.first.faces_of(NAME),
-            note="Type a name.",
-            kind="one",
-            elem_id="names-out",
-        )
-        with gr.Row(elem_classes="sends"):
-            tools(self.grid)
-        note = "The same name has the same face everywhere: here, in Python and in the page without a server."
-        gr.HTML(f"<p>{note} Upper and lower case make no difference.</p>", elem_classes="hint")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                self.text = gr.Textbox(
+                    NAME, label="Name, or any other text", max_length=200, elem_id="names-text", autofocus=False
+                )
+                note = "The same name has the same face everywhere: here, in Python and in the page without a server."
+                gr.HTML(f"<p>{note} Upper and lower case make no difference.</p>", elem_classes="hint")
+            with gr.Column(scale=1, min_width=280):
+                self.grid = FaceGrid(
+                    "Face of this name",
+                    value=self.models.first.faces_of(NAME),
+                    note="Type a name.",
+                    kind="one",
+                    elem_id="names-out",
+                )
+                with gr.Row(elem_classes="sends"):
+                    tools(self.grid)
         self.state = {"text": self.text}
         self.outputs = [self.text, self.grid]
 

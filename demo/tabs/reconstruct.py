@@ -42,7 +42,8 @@ class ReconstructTab(Tab):
                 self.closer = gr.Button(
                     "Try harder (some seconds)", visible=self.models.first.can_invert, elem_id="invert-run"
                 )
-                self.save = gr.Button("Download", size="sm", elem_id="reconstruct-save")
+                with gr.Row(elem_classes="sends"):
+                    self.save = gr.Button("Download", size="sm", elem_id="reconstruct-save", min_width=80)
                 with gr.Accordion("Advanced: what the model noted", open=False):
                     self.figures = gr.Markdown(text, elem_id="reconstruct-figures")
                     self.chart = gr.HTML(bars, elem_id="reconstruct-latents")

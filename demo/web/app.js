@@ -46,10 +46,9 @@ async function show() {
 
 function moveTo(u, v) {
   state.at = [u, v].map((x) => Math.min(1, Math.max(0, x)));
-  const stage = $("face");
   $("dot").hidden = false;
-  $("dot").style.left = `${state.at[0] * stage.offsetWidth}px`;
-  $("dot").style.top = `${state.at[1] * stage.offsetHeight}px`;
+  $("dot").style.left = `${100 * state.at[0]}%`;
+  $("dot").style.top = `${100 * state.at[1]}%`;
   return show();
 }
 
@@ -123,7 +122,7 @@ async function ownPicture(file) {
     draw($("after"), again, vae.size);
     state.own = { pixels, again };
     const error = pixels.reduce((sum, value, i) => sum + ((value - again[i]) / 255) ** 2, 0) / ((pixels.length * 3) / 4);
-    $("psnr").textContent = error ? `${(-10 * Math.log10(error)).toFixed(1)} dB` : "exact";
+    $("psnr").title = error ? `PSNR ${(-10 * Math.log10(error)).toFixed(1)} dB` : "the same pixels";
     await setCorner(0, z);
     await moveTo(0, 0);
     say("");
@@ -159,6 +158,11 @@ async function named(text) {
   if (!text.trim()) return;
   const z = await state.vae.codeOf(text);
   draw($("named"), await state.vae.decode(z), state.vae.size);
+  await intoCorner(z);
+}
+
+/** A face in the chosen corner, which becomes the face that is shown. */
+async function intoCorner(z) {
   await setCorner(state.corner, z);
   await moveTo(state.corner % 2, state.corner > 1 ? 1 : 0);
 }
@@ -178,6 +182,12 @@ async function nextGeneration() {
   if (!state.picks.size) return say("Pick the faces you like first.", true);
   say("");
   await generation(breed(state.vae, state.generation, [...state.picks], Math.random));
+}
+async function takePicked() {
+  const [first] = state.picks, { dim } = state.vae;
+  if (first === undefined) return say("Pick a face first.", true);
+  await intoCorner(state.generation.slice(first * dim, (first + 1) * dim));
+  say("It is in the chosen corner now, to be edited and downloaded.");
 }
 
 // ---- repaint
@@ -351,6 +361,7 @@ $("zero").onclick = () => { state.bend = {}; sliders(); show(); };
 $("own").onchange = (event) => { ownPicture(event.target.files[0]); event.target.value = ""; };
 $("name").oninput = (event) => named(event.target.value);
 $("breed").onclick = nextGeneration;
+$("take").onclick = takePicked;
 $("fresh").onclick = fresh;
 $("anew").onclick = anew;
 $("clear").onclick = paintStart;

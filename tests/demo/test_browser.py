@@ -304,7 +304,7 @@ def model_faces(service: Service, face: np.ndarray) -> dict[str, np.ndarray]:
         "reconstruct": np.stack([example.face, example.original]),
         "interpolate": service.blend(start[:4]),
         "edit": service.edit(face, {})[None],
-        "evolve": service.evolve(Lineage(service.starters.seed)),
+        "evolve": service.evolve(Lineage(service.starters.line)),
     }
 
 
@@ -392,7 +392,7 @@ def test_analogy_answers(page, address, services):
 def test_picked_faces_have_children(page, address, services):
     service = services[0]
     open_tab(page, address, "evolve")
-    line = Lineage(service.starters.seed)
+    line = Lineage(service.starters.line)
     wait_until(page, "#evolve-faces", service.evolve(line))
     pick(page, "#evolve-faces", 3, 5)
     page.locator("#evolve-next").click()
@@ -435,7 +435,10 @@ def test_favorites_stay_and_can_be_downloaded(page, address, services):
 
 def test_the_card_names_the_model_and_its_device(page, address, vaes):
     open_tab(page, address, "about")
-    text = page.locator("#card").inner_text()
+    assert vaes[0].config.name in page.locator("#card").inner_text()
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    page.locator("#figures table").wait_for()
+    text = page.locator("#figures").inner_text()
     assert vaes[0].config.model_id in text
     assert "cpu, ONNX Runtime" in text
 

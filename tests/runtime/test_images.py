@@ -15,7 +15,7 @@ from PIL import Image, features
 from vae_runtime import figures, images
 from vae_runtime.errors import ImageError, InputError, InputTypeError, VAEError
 from vae_runtime.figures import image_grid, save_animation, save_png
-from vae_runtime.images import fit_square, load_image, psnr
+from vae_runtime.images import fit_square, load_image, load_square, psnr
 
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (30, 40, 220)
 
@@ -408,6 +408,26 @@ def test_fit_square_keeps_a_fitting_picture_and_cuts_the_center():
     wide[:, 10:20] = GREEN
     assert (fit_square(wide, 5) == GREEN).all()
     assert (fit_square(wide.transpose(1, 0, 2), 40) == GREEN).all()
+
+
+@pytest.mark.parametrize("most", [4, 8, 100])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG", "TIFF", "AVIF"])
+def test_a_square_is_that_of_the_whole_picture(kind, mode, most):
+    picture = face().convert("RGB" if kind == "JPEG" else mode)
+    if picture.mode == "RGBA":
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture, kind, exif=exif)
+    assert (load_square(data, most) == fit_square(load_image(data), min(most, 8))).all()
+
+
+def test_a_picture_of_the_caller_is_left_alone():
+    picture = face()
+    load_square(picture, 4)[:] = 0
+    load_image(picture)[:] = 0
+    assert (np.asarray(picture) == np.asarray(face())).all()
 
 
 def test_metadata_never_reaches_an_output(tmp_path):
