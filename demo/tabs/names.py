@@ -11,7 +11,7 @@ from demo.service import Service
 from demo.tabs.base import Page, State, Tab, friendly, headline, tools
 from vae_runtime.images import Pixels
 
-NAME = "Ada Lovelace"
+NAME = "Emi"
 
 
 class NamesTab(Tab):
