@@ -90,6 +90,19 @@ def test_the_browser_draws_what_python_draws(page, static, name):
     assert f"by {found['pixels']} of 255" in page.locator("#about").inner_text()
 
 
+@pytest.mark.parametrize("adapter", ["null", "({features: new Set(), limits: {}})", "Promise.reject(new Error('lost'))"])
+def test_webassembly_draws_where_webgpu_fails(page, static, adapter):
+    """No adapter, one that gives no device, and an error."""
+    gpu = f"{{requestAdapter: async () => {adapter}}}"
+    page.add_init_script(f"Object.defineProperty(navigator, 'gpu', {{value: {gpu}}})")
+    ready(page, static)
+    assert page.locator("html").get_attribute("data-provider") == "wasm"
+    assert page.locator("#status").inner_text() == ""
+    before = drawn(page, "#face")
+    page.locator("#face").press("ArrowLeft")
+    until_changed(page, "#face", before)
+
+
 def test_codes_from_here_become_the_same_pixels_there(page, static, vaes):
     """The page's own module, on codes that are not in the golden file."""
     ready(page, static)
