@@ -81,6 +81,9 @@ def train(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(0)  # threads that gloo leaves behind sometimes abort the interpreter's own shutdown
     _export_trained(folder, faces)
+    if config.preset == "base":
+        sources = " ".join(f"--data {shlex.quote(source)}" for source in config.data)
+        print(f"crisper: {prog} refine {shlex.quote(str(folder))} {sources}  # the second stage, an hour or more")
     return 0
 
 
