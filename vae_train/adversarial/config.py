@@ -33,7 +33,7 @@ class RefineConfig:
     spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
     moments: float = _number(40.0, "weight of the distance of means and variances of features", 0.0, 1e6)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
-    decay: float = _number(0.0, "last part of the pictures, over which the learning rates fall to a tenth", 0.0, 1.0)
+    decay: float = _number(0.0, "last part, over which the decoder's learning rate falls to a tenth", 0.0, 1.0)
     follow: int = _number(60_000, "pictures at the end, on which the encoder follows the decoder", 0, 1_000_000_000)
     side: int = _number(128, "side at which the feature network sees the pictures, a multiple of 32", 32, 512)
     seed: int = _number(0, "seed of draws, pictures and noise", 0, 2**31 - 1)
@@ -66,7 +66,7 @@ class RefineConfig:
         return self.adversarial_steps + math.ceil(self.follow / self.batch_size)
 
     def rate(self, images: int) -> float:
-        """The share of the learning rates at a point of the run: 1, then falling linearly to a tenth."""
+        """The share of the decoder's learning rate at a point of the run: 1, then falling linearly to a tenth."""
         left = (self.images - images) / (self.images * self.decay) if self.decay else 1.0
         return 0.1 + 0.9 * min(1.0, max(0.0, left))
 

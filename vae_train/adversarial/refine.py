@@ -284,7 +284,7 @@ def train_until(end: int, state: State, setup: Setup, bar: tqdm[Any], stop: Stop
 def train_step(state: State, setup: Setup) -> None:
     """One step of the critic, then one of the decoder; the first `WARM_UP` steps are the critic's alone."""
     config, generator = setup.config, setup.generator(state.step)
-    set_rates(state, config)
+    state.optimizer.param_groups[0]["lr"] = config.learning_rate * config.rate(state.step * config.batch_size)
     real, kept = setup.pictures(config.batch_size, generator), setup.pictures(config.batch_size // 2, generator)
     kept = mirrored(kept, generator)
     codes = torch.cat([setup.draws(state.step, generator), posterior(state.model, kept, generator)])
@@ -468,13 +468,6 @@ def imitate(state: State, start: VAE, setup: Setup) -> None:
         error.backward()
         optimizer.step()
     state.average.load_state_dict(state.model.state_dict())
-
-
-def set_rates(state: State, config: RefineConfig) -> None:
-    """Set the learning rates of this step."""
-    share = config.rate(state.step * config.batch_size)
-    state.optimizer.param_groups[0]["lr"] = config.learning_rate * share
-    state.critic_optimizer.param_groups[0]["lr"] = config.critic_rate * share
 
 
 @torch.no_grad()
