@@ -13,8 +13,7 @@ from vae_runtime.prior import Prior
 from vae_train.adversarial import refine
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import critic_loss
-from vae_train.adversarial.features import FeatureNetwork
-from vae_train.adversarial.refine import Draws, Setup, State
+from vae_train.adversarial.refine import Setup, State
 from vae_train.config import TrainConfig, make_config
 from vae_train.engine.device import choose_precision
 from vae_train.model.networks import VAE
@@ -101,10 +100,7 @@ def _prepare(device: torch.device) -> tuple[Setup, State]:
     networks: TrainConfig = make_config(settings)
     mixed = choose_precision("auto", device) == "bfloat16"
     pixels = np.random.default_rng(0).integers(0, 256, (FACES, 3, networks.image_size, networks.image_size), np.uint8)
-    precision = torch.bfloat16 if mixed else torch.float32
-    network, matched = (FeatureNetwork(name, precision).to(device) for name in ("lite0", "lite1"))
-    draws = Draws(Prior.standard(networks.latent_dim), config, device)
-    real = torch.from_numpy(pixels).to(device)
-    setup = Setup(config, network, matched, real, draws, refine.mean_spectrum(real, config), mixed)
+    prior = Prior.standard(networks.latent_dim)
+    setup = refine.make_setup(config, prior, torch.from_numpy(pixels).to(device), mixed)
     start = VAE.from_config(networks)
     return setup, refine.make_state(setup, networks, start)

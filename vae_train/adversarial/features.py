@@ -185,6 +185,11 @@ class FeatureNetwork(nn.Module):
         return self
 
 
+def resized(image: Tensor, side: int) -> Tensor:
+    """(n, 3, S, S) in [0, 1], resampled bicubically to `side` pixels, in [0, 1]."""
+    return functional.interpolate(image, size=(side, side), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
 def _packed(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last) if weight.shape[-1] > 1 else weight.contiguous()
 

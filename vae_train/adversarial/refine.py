@@ -32,7 +32,7 @@ from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Prior
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
-from vae_train.adversarial.features import FeatureNetwork
+from vae_train.adversarial.features import FeatureNetwork, resized
 from vae_train.adversarial.matching import FeatureMoments
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
@@ -153,9 +153,7 @@ class Setup:
 
     def pooled(self, image: Tensor) -> Tensor:
         """The features whose moments are matched: (n, 3, S, S) -> (n, 1280)."""
-        size = (_MATCHED_SIDE, _MATCHED_SIDE)
-        image = functional.interpolate(image.float(), size=size, mode="bicubic", align_corners=False)
-        return self.matched.pooled(image.clamp(0, 1))
+        return self.matched.pooled(resized(image.float(), _MATCHED_SIDE))
 
     def autocast(self) -> torch.autocast:
         """The precision of decoder and critic."""
@@ -202,11 +200,7 @@ def refine(
             prior = Prior.load(run / PRIOR_FILE)
         elif prior is None:
             prior = fit_latents(start, faces, mirrored=True).prior
-        precision = torch.bfloat16 if mixed else torch.float32
-        network, matched = (FeatureNetwork(name, precision).to(device) for name in ("lite0", "lite1"))
-        real = torch.from_numpy(faces.pixels[~held_out]).to(device)
-        draws = Draws(prior, config, device)
-        setup = Setup(config, network, matched, real, draws, mean_spectrum(real, config), mixed)
+        setup = make_setup(config, prior, torch.from_numpy(faces.pixels[~held_out]).to(device), mixed)
         state = make_state(setup, networks, start)
         if saved is not None:
             restore(state, saved)
@@ -217,7 +211,7 @@ def refine(
         checkpoint.write(run / CONFIG_FILE, networks.to_json().encode())
         checkpoint.write(run / REFINE_FILE, config.to_json().encode())
 
-        epoch = max(1, len(real) // config.batch_size)
+        epoch = max(1, len(setup.real) // config.batch_size)
         logger = Logger(run, [line for line in read_metrics(run) if line["step"] <= state.step], False)
         codes = torch.from_numpy(prior.sample(SHEET, rng=0)).to(device)
         with make_bar(config.steps * config.batch_size, state.step * config.batch_size) as bar:
@@ -407,7 +401,7 @@ def log_spectrum(image: Tensor) -> Tensor:
 
 def mean_spectrum(real: Tensor, config: RefineConfig) -> Tensor:
     """The mean `log_spectrum` of some batches of real pictures, uint8 (N, 3, S, S), as large as those of a step."""
-    some = real[:: max(1, len(real) // _COMPARED)][:_COMPARED]
+    some = _spread(real, _COMPARED)
     return torch.stack([log_spectrum(to_unit(batch)) for batch in some.split(config.batch_size)]).mean(0)
 
 
@@ -419,6 +413,14 @@ def spectrum_distance(drawn: Tensor, real: Tensor) -> Tensor:
     `log_spectrum`.
     """
     return (log_spectrum(drawn) - real).square().sum((1, 2)).mean()
+
+
+def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) -> Setup:
+    """What a run needs beside its state, on the device of `real`: see `Setup`."""
+    precision = torch.bfloat16 if mixed else torch.float32
+    network, matched = (FeatureNetwork(name, precision).to(real.device) for name in ("lite0", "lite1"))
+    draws = Draws(prior, config, real.device)
+    return Setup(config, network, matched, real, draws, mean_spectrum(real, config), mixed)
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
@@ -444,10 +446,10 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
 @torch.no_grad()
 def calibrate(state: State, setup: Setup) -> None:
     """Measure the scale of each feature, and the moments that are matched, on some real pictures."""
-    chosen = setup.real[:: max(1, len(setup.real) // _CALIBRATION)][:_CALIBRATION]
+    chosen = _spread(setup.real, _CALIBRATION)
     state.critic.projection.calibrate(setup.features(augment(to_unit(chosen), setup.generator(_BEFORE))))
-    more = setup.real[:: max(1, len(setup.real) // _MATCHED)][:_MATCHED]
-    state.moments.calibrate(torch.cat([setup.pooled(to_unit(batch)) for batch in more.split(_CALIBRATION)]))
+    batches = _spread(setup.real, _MATCHED).split(_CALIBRATION)
+    state.moments.calibrate(torch.cat([setup.pooled(to_unit(batch)) for batch in batches]))
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:
@@ -563,6 +565,11 @@ def _parts(state: State) -> dict[str, nn.Module]:
 def _optimizers(state: State) -> dict[str, torch.optim.Adam]:
     names = ("optimizer", "critic_optimizer", "encoder_optimizer")
     return {name: getattr(state, name) for name in names}
+
+
+def _spread(pictures: Tensor, count: int) -> Tensor:
+    """Up to `count` of the pictures, at even distances."""
+    return pictures[:: max(1, len(pictures) // count)][:count]
 
 
 def _indices(count: int, size: int, generator: torch.Generator) -> Tensor:

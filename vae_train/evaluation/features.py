@@ -10,10 +10,9 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 from tqdm import tqdm
 
-from vae_train.adversarial.features import FeatureNetwork
+from vae_train.adversarial.features import FeatureNetwork, resized
 from vae_train.engine.device import choose_precision
 
 Features: TypeAlias = NDArray[np.float64]
@@ -38,8 +37,7 @@ def extract(images: NDArray[np.uint8], device: torch.device, desc: str = "featur
     parts = []
     for start in tqdm(range(0, len(images), _BATCH), desc=desc, unit="batch"):
         batch = torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])).to(device).float() / 255
-        resized = functional.interpolate(batch, size=(SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
-        parts.append(network.pooled(resized).double().cpu().numpy())
+        parts.append(network.pooled(resized(batch, SIDE)).double().cpu().numpy())
     return np.concatenate(parts)
 
 
