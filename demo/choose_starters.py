@@ -8,15 +8,15 @@ run again whenever a shipped model changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demo.__main__ import shipped
-from demo.evolution import Lineage, replay
-from demo.service import STARTERS_FILE
+from demo.evolution import Lineage
+from demo.service import STARTERS_FILE, Service
 from demo.tabs.sample import COUNT
 from vae_runtime import VAE, image_grid, save_png
 from vae_runtime.cli.arguments import Parser, integer, run
@@ -40,12 +40,13 @@ def main(arguments: Sequence[str]) -> int:
     for model in options.models or shipped():
         with VAE.load(model, device="cpu") as vae:
             several = options.candidates // 6
-            seed = best_seed(vae, several, lambda seed: vae.sample(COUNT, rng=seed))
-            line = best_seed(vae, several, lambda seed: first_generation(vae, seed))
+            seed = best_seed(vae, [vae.sample(COUNT, rng=seed) for seed in range(several)])
+            service = Service(vae)
+            line = best_seed(vae, [service.evolve(Lineage(seed)) for seed in range(several)])
             faces = best_faces(vae, options.candidates)
             found[vae.config.name] = {"seed": seed, "line": line, "faces": faces}
             drawn = [*(vae.sample(1, rng=face) for face in faces), vae.sample(COUNT, rng=seed)]
-            drawn.append(first_generation(vae, line))
+            drawn.append(service.evolve(Lineage(line)))
             rows.append(image_grid(np.concatenate(drawn), 11, scale=96 // vae.image_size or 1))
     STARTERS_FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(STARTERS_FILE)
@@ -88,15 +89,10 @@ def best_faces(vae: VAE, candidates: int) -> list[int]:
     return chosen
 
 
-def first_generation(vae: VAE, seed: int) -> Pixels:
-    """What the Evolve tab shows for a seed, (16, S, S, 3)."""
-    return vae.decode(replay(vae.prior, Lineage(seed)))
-
-
-def best_seed(vae: VAE, candidates: int, draw: Callable[[int], Pixels]) -> int:
-    """The seed whose faces are best on average."""
-    score = badness(vae, np.concatenate([draw(seed) for seed in range(candidates)]))
-    return int(np.argmin(score.reshape(candidates, -1).mean(axis=1)))
+def best_seed(vae: VAE, drawn: Sequence[Pixels]) -> int:
+    """The seed, 0 and on, whose faces are best on average."""
+    score = badness(vae, np.concatenate(drawn))
+    return int(np.argmin(score.reshape(len(drawn), -1).mean(axis=1)))
 
 
 if __name__ == "__main__":

@@ -61,15 +61,16 @@ def assemble_static(out: Path, folders: Sequence[Path], engine: Path | None = No
         with VAE.load(folder, device="cpu") as vae:
             target = out / "models" / vae.config.name
             target.mkdir(parents=True)
-            codes = Service(vae).starter_codes
+            service = Service(vae)
+            codes = service.starter_codes
             _write(target / "model.json", describe(vae, codes))
-            _write(target / "prior.json.gz", describe_prior(vae))
+            _write(target / "prior.json.gz", describe_prior(service))
             face = enlarged(blended(vae, codes), POSTER)[0]
             Image.fromarray(face).save(target / "poster.webp", quality=80)
             if not index:
                 Image.fromarray(face).save(out / "poster.webp", quality=80)
                 for side in ICONS:
-                    save_png(enlarged(Service(vae).example_faces[:1], side)[0], out / f"icon-{side}.png")
+                    save_png(enlarged(service.example_faces[:1], side)[0], out / f"icon-{side}.png")
             graphs = graph_files("fp16" if set(graph_files("fp16")) <= set(vae.config.files) else None)
         for source, name in zip(graphs, (ENCODER_FILE, DECODER_FILE), strict=True):
             _compress(target / f"{name}.gz", (folder / source).read_bytes())
@@ -99,9 +100,9 @@ def describe(vae: VAE, start: Codes) -> dict[str, Any]:
     }
 
 
-def describe_prior(vae: VAE) -> dict[str, Any]:
+def describe_prior(service: Service) -> dict[str, Any]:
     """What it needs next: the prior, and the directions of its sliders."""
-    service, prior = Service(vae), vae.prior
+    prior = service.vae.prior
     return {
         "prior": {
             "weights": prior.weights.tolist(),
