@@ -64,8 +64,7 @@ def load_square(source: ImageSource, most: int) -> Pixels:
     Sources and errors: see `load_image`.
     """
     image = _open(source)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    left, top, side = _central(*image.size)
     square = _opaque(image.crop((left, top, left + side, top + side)))
     return np.array(square.resize((most, most), Image.Resampling.BILINEAR) if side > most else square)
 
@@ -142,10 +141,15 @@ def fit_square(image: Pixels, size: int) -> Pixels:
     height, width = image.shape[:2]
     if height == width == size:
         return image
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
+    left, top, side = _central(width, height)
     square = Image.fromarray(image[top : top + side, left : left + side])
     return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _central(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of the central square."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
 
 
 def _is_list(array: NDArray[Any]) -> bool:

@@ -9,7 +9,7 @@ can be moved to the mean and the covariance of the images instead. Cross-validat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -64,8 +64,7 @@ def fit_prior(
     folds = [(_axes(means[train], log_variances[train]), draws[train], draws[test]) for train, test in splits]
 
     def score(blend: float, count: int) -> float:
-        found = [_fit(axes, train, blend, count).log_prob(test) for axes, train, test in folds]
-        return float(np.concatenate(found).mean())
+        return _mean(_fit(axes, train, blend, count).log_prob(test) for axes, train, test in folds)
 
     scores = {(blend, 1): score(blend, 1) for blend in BLENDS}
     share, _ = max(scores, key=lambda choice: scores[choice])
@@ -74,8 +73,9 @@ def fit_prior(
     named = _named(scores)
     if base is not None and not base.is_standard:
         frame = Frame.of(base)
-        found = [frame.move(means[train], log_variances[train]).log_prob(draws[test]) for train, test in splits]
-        named["moved"] = float(np.concatenate(found).mean())
+        named["moved"] = _mean(
+            frame.move(means[train], log_variances[train]).log_prob(draws[test]) for train, test in splits
+        )
         if named["moved"] > scores[blend, count]:
             return frame.move(means, log_variances), named
     standard = (blend, count) == (0, 1)
@@ -83,6 +83,10 @@ def fit_prior(
         Prior.standard(means.shape[1]) if standard else _fit(_axes(means, log_variances), draws, blend, count).prior()
     )
     return prior, named
+
+
+def _mean(parts: Iterable[Floats]) -> float:
+    return float(np.concatenate(list(parts)).mean())
 
 
 def _named(scores: dict[tuple[float, int], float]) -> dict[str, float]:
