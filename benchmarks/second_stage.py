@@ -46,9 +46,9 @@ def measure(device: torch.device, repeats: int = 20) -> dict[str, float]:
 
     def moments() -> None:
         picture = faces[: size // 4].clone().requires_grad_()
-        setup.pooled(picture).sum().backward()
+        setup.statistics(picture).sum().backward()
         with torch.no_grad():
-            setup.pooled(faces[: size // 4])
+            setup.statistics(faces[: size // 4])
 
     def decoder() -> None:
         with setup.autocast():

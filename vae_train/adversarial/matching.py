@@ -9,8 +9,39 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from vae_train.model.metrics import laplacian_pyramid
 
 _VARIANCES = 0.2  # weight of the variances
+_FILTERS = 128
+_SIDE = 7  # of a filter, in pixels
+_STRIDE = 2
+_SEED = 11
+
+
+class Textures(nn.Module):
+    """How strongly a picture answers to random, fixed filters: what differs in one direction or another, differs there.
+
+    The squares of the answers have the covariance of patches as their mean, which the sliced Wasserstein distance
+    compares (Karras et al. 2018, section 5).
+    """
+
+    filters: Tensor
+    """(_FILTERS, 3, _SIDE, _SIDE)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        filters = torch.randn(_FILTERS, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(_SEED))
+        self.register_buffer("filters", filters)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(n, 3, S, S) in [0, 1] -> mean squared answers at each level of a Laplacian pyramid, (n, levels * 128)"""
+        levels = [
+            functional.conv2d(level, self.filters, stride=_STRIDE).square().mean((2, 3))
+            for level in laplacian_pyramid(image)
+        ]
+        return torch.cat(levels, 1)
 
 
 class FeatureMoments(nn.Module):
@@ -50,7 +81,7 @@ class FeatureMoments(nn.Module):
 
     def forward(self, features: Tensor, averaged: Tensor) -> Tensor:
         """Features of pictures that are drawn by the decoder in training and by the averaged one, (n, channels) each
-        -> mean squared distance of means, in deviations, and `_VARIANCES` times that of variances, as shares, ().
+        -> mean squared distance of means, in deviations, and `_VARIANCES` times that of logarithms of variances, ().
 
         The averaged decoder is what counts, so that the value is that of its moving averages; the gradient is that of
         this batch of the decoder in training.
@@ -63,7 +94,7 @@ class FeatureMoments(nn.Module):
         mean, variance = self._moments(features)
         mean = self.mean + (mean - mean.detach())
         variance = self.variance + (variance - variance.detach())
-        means, variances = (mean - self.real) / self.deviation, variance - 1
+        means, variances = (mean - self.real) / self.deviation, torch.log(variance + 1e-3)
         return means.square().mean() + _VARIANCES * variances.square().mean()
 
     def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ from vae_runtime.prior import Prior
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
 from vae_train.adversarial.features import FeatureNetwork, resized
-from vae_train.adversarial.matching import FeatureMoments
+from vae_train.adversarial.matching import FeatureMoments, Textures
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
@@ -76,7 +76,7 @@ _COMPARED = 2400  # real pictures that the spectrum is measured on
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
 _MATCHED = 6000  # real pictures that the moments of features are measured on
 _MATCHED_SIDE = 160  # at which their network sees pictures
-_MATCHED_CHANNELS, _MATCHED_DIRECTIONS = 1280, 256
+_MATCHED_DIRECTIONS = 256
 _MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
@@ -127,6 +127,7 @@ class Setup:
     """Of the critic and of the feature distance."""
     matched: FeatureNetwork
     """Another, the moments of whose features are matched."""
+    textures: Textures
     real: Tensor
     """All training pictures, uint8 (N, 3, S, S), on the device."""
     draws: Draws
@@ -151,9 +152,10 @@ class Setup:
         found: list[Tensor] = self.network(image)
         return found
 
-    def pooled(self, image: Tensor) -> Tensor:
-        """The features whose moments are matched: (n, 3, S, S) -> (n, 1280)."""
-        return self.matched.pooled(resized(image.float(), _MATCHED_SIDE))
+    def statistics(self, image: Tensor) -> Tensor:
+        """The features whose moments are matched, those of the network and of textures: (n, 3, S, S) -> (n, c)."""
+        image = image.float()
+        return torch.cat([self.matched.pooled(resized(image, _MATCHED_SIDE)), self.textures(image)], 1)
 
     def autocast(self) -> torch.autocast:
         """The precision of decoder and critic."""
@@ -285,7 +287,7 @@ def train_step(state: State, setup: Setup) -> None:
     with setup.autocast():
         drawn, reconstructed = state.model.decoder(codes).split([config.batch_size, len(kept)])
 
-    changed, real = augment(drawn, generator), augment(real, generator)
+    changed, real = (augment(image, generator, config.noise) for image in (drawn, real))
     features = state.critic.projection.standardize(setup.features(changed))
     losses = train_critic(state, setup, real, changed, features)
     if state.step >= WARM_UP:
@@ -337,8 +339,8 @@ def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) 
         with torch.no_grad():
             with setup.autocast():
                 averaged = state.average.decoder(codes)
-            averaged = setup.pooled(averaged)
-        losses["moment_distance"] = _INTERVAL * state.moments(setup.pooled(drawn), averaged)
+            averaged = setup.statistics(averaged)
+        losses["moment_distance"] = _INTERVAL * state.moments(setup.statistics(drawn), averaged)
     return losses
 
 
@@ -420,7 +422,8 @@ def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) ->
     precision = torch.bfloat16 if mixed else torch.float32
     network, matched = (FeatureNetwork(name, precision).to(real.device) for name in ("lite0", "lite1"))
     draws = Draws(prior, config, real.device)
-    return Setup(config, network, matched, real, draws, mean_spectrum(real, config), mixed)
+    textures = Textures().to(real.device)
+    return Setup(config, network, matched, textures, real, draws, mean_spectrum(real, config), mixed)
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
@@ -433,7 +436,8 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     model.eval().encoder.requires_grad_(False)
-    moments = FeatureMoments(_MATCHED_CHANNELS, _MATCHED_DIRECTIONS, _MATCHED_AVERAGE).to(device)
+    channels = setup.statistics(to_unit(setup.real[:1])).shape[1]
+    moments = FeatureMoments(channels, _MATCHED_DIRECTIONS, _MATCHED_AVERAGE).to(device)
     optimizer = torch.optim.Adam(model.decoder.parameters(), config.learning_rate, betas=(0.0, 0.99))
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
@@ -447,9 +451,11 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
 def calibrate(state: State, setup: Setup) -> None:
     """Measure the scale of each feature, and the moments that are matched, on some real pictures."""
     chosen = _spread(setup.real, _CALIBRATION)
-    state.critic.projection.calibrate(setup.features(augment(to_unit(chosen), setup.generator(_BEFORE))))
+    state.critic.projection.calibrate(
+        setup.features(augment(to_unit(chosen), setup.generator(_BEFORE), setup.config.noise))
+    )
     batches = _spread(setup.real, _MATCHED).split(_CALIBRATION)
-    state.moments.calibrate(torch.cat([setup.pooled(to_unit(batch)) for batch in batches]))
+    state.moments.calibrate(torch.cat([setup.statistics(to_unit(batch)) for batch in batches]))
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:
