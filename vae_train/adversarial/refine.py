@@ -70,7 +70,7 @@ WARM_UP = 60
 
 _POOL = 65_536  # draws of the prior at a time
 _POOL_USES = 4  # how often each of them is used, on average
-_IMITATION = 400  # steps in which a new decoder learns to draw like the old one
+_IMITATION = 2000  # steps in which a new decoder learns to draw like the old one
 _BEFORE = 2**40  # numbers of steps for the random numbers of what happens before the first one
 _COMPARED = 2400  # real pictures that the spectrum is measured on
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
