@@ -76,7 +76,7 @@ _COMPARED = 2400  # real pictures that the spectrum is measured on
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
 _MATCHED = 6000  # real pictures that the moments of features are measured on
 _MATCHED_SIDE = 160  # at which their network sees pictures
-_MATCHED_DIRECTIONS = 256
+_MATCHED_DIRECTIONS = 256, 32  # of the features of the network and of textures
 _MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
@@ -106,7 +106,8 @@ class State:
     """The same with the moving average of the decoder's weights, and the encoder that follows it: what is evaluated,
     drawn and exported."""
     critic: Critic
-    moments: FeatureMoments
+    moments: nn.ModuleList
+    """Of each kind of `Setup.statistics`."""
     optimizer: torch.optim.Adam
     critic_optimizer: torch.optim.Adam
     encoder_optimizer: torch.optim.Adam
@@ -152,10 +153,10 @@ class Setup:
         found: list[Tensor] = self.network(image)
         return found
 
-    def statistics(self, image: Tensor) -> Tensor:
-        """The features whose moments are matched, those of the network and of textures: (n, 3, S, S) -> (n, c)."""
+    def statistics(self, image: Tensor) -> list[Tensor]:
+        """The features whose moments are matched: (n, 3, S, S) -> (n, 1280) of the network and (n, c) of textures."""
         image = image.float()
-        return torch.cat([self.matched.pooled(resized(image, _MATCHED_SIDE)), self.textures(image)], 1)
+        return [self.matched.pooled(resized(image, _MATCHED_SIDE)), self.textures(image)]
 
     def autocast(self) -> torch.autocast:
         """The precision of decoder and critic."""
@@ -340,7 +341,9 @@ def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) 
             with setup.autocast():
                 averaged = state.average.decoder(codes)
             averaged = setup.statistics(averaged)
-        losses["moment_distance"] = _INTERVAL * state.moments(setup.statistics(drawn), averaged)
+        matched = zip(state.moments, setup.statistics(drawn), averaged, strict=True)
+        distances = [moments(features, of_average) for moments, features, of_average in matched]
+        losses["moment_distance"] = _INTERVAL * torch.stack(distances).sum()
     return losses
 
 
@@ -436,15 +439,15 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     model.eval().encoder.requires_grad_(False)
-    channels = setup.statistics(to_unit(setup.real[:1])).shape[1]
-    moments = FeatureMoments(channels, _MATCHED_DIRECTIONS, _MATCHED_AVERAGE).to(device)
+    matched = zip(setup.statistics(to_unit(setup.real[:1])), _MATCHED_DIRECTIONS, strict=True)
+    moments = nn.ModuleList(FeatureMoments(found.shape[1], count, _MATCHED_AVERAGE) for found, count in matched)
     optimizer = torch.optim.Adam(model.decoder.parameters(), config.learning_rate, betas=(0.0, 0.99))
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
     average = copy.deepcopy(model).requires_grad_(False)
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    return State(model, average, critic, moments, optimizer, critic_optimizer, encoder_optimizer, sums)
+    return State(model, average, critic, moments.to(device), optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
 @torch.no_grad()
@@ -454,8 +457,9 @@ def calibrate(state: State, setup: Setup) -> None:
     state.critic.projection.calibrate(
         setup.features(augment(to_unit(chosen), setup.generator(_BEFORE), setup.config.noise))
     )
-    batches = _spread(setup.real, _MATCHED).split(_CALIBRATION)
-    state.moments.calibrate(torch.cat([setup.statistics(to_unit(batch)) for batch in batches]))
+    batches = [setup.statistics(to_unit(batch)) for batch in _spread(setup.real, _MATCHED).split(_CALIBRATION)]
+    for moments, found in zip(state.moments, zip(*batches, strict=True), strict=True):
+        moments.calibrate(torch.cat(found))
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:
