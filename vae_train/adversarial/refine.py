@@ -459,6 +459,7 @@ def calibrate(state: State, setup: Setup) -> None:
     )
     batches = [setup.statistics(to_unit(batch)) for batch in _spread(setup.real, _MATCHED).split(_CALIBRATION)]
     for moments, found in zip(state.moments, zip(*batches, strict=True), strict=True):
+        assert isinstance(moments, FeatureMoments)
         moments.calibrate(torch.cat(found))
 
 
