@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vae_train.model.metrics import laplacian_pyramid
 
-_VARIANCES = 0.2  # weight of the variances
+_VARIANCES = 0.4  # weight of the variances
 _FILTERS = 128
 _SIDE = 7  # of a filter, in pixels
 _STRIDE = 2

@@ -77,6 +77,7 @@ _CALIBRATION = 100  # real pictures that the scale of the features is measured o
 _MATCHED = 6000  # real pictures that the moments of features are measured on
 _MATCHED_SIDE = 160  # at which their network sees pictures
 _MATCHED_DIRECTIONS = 256, 32  # of the features of the network and of textures
+_TEXTURES = 0.25  # weight of their moments; they swing if it is 1, as the averaged decoder comes after
 _MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
@@ -342,8 +343,8 @@ def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) 
                 averaged = state.average.decoder(codes)
             averaged = setup.statistics(averaged)
         matched = zip(state.moments, setup.statistics(drawn), averaged, strict=True)
-        distances = [moments(features, of_average) for moments, features, of_average in matched]
-        losses["moment_distance"] = _INTERVAL * torch.stack(distances).sum()
+        network, textures = (moments(features, of_average) for moments, features, of_average in matched)
+        losses["moment_distance"] = _INTERVAL * (network + _TEXTURES * textures)
     return losses
 
 

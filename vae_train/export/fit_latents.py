@@ -37,7 +37,7 @@ from vae_train.model.metrics import sliced_wasserstein
 from vae_train.model.networks import VAE
 from vae_train.model.tensors import to_unit
 
-COMPONENTS = (1, 2, 4, 8, 16)
+COMPONENTS = (1, 2, 4, 8, 16, 32)
 """Candidate numbers of full-covariance Gaussians, tried in order until the score falls."""
 TIED = (8, 16, 32)
 """The same for Gaussians that share the principal directions of the codes."""
