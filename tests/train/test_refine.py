@@ -24,7 +24,7 @@ from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
 from vae_train.adversarial.matching import FeatureMoments, Textures
-from vae_train.adversarial.refine import log_spectrum, spectrum_distance
+from vae_train.adversarial.refine import log_spectrum, pseudo_huber, spectrum_distance
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
 from vae_train.engine.run_folder import Interrupted
@@ -191,6 +191,12 @@ def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_
         slopes = np.log(variances + 1e-3) / (variances + 1e-3)
         by_variance = 0.8 * ((features - mean) @ basis * slopes) @ basis.T / 40
         np.testing.assert_allclose(inputs.grad, by_mean + by_variance, rtol=1e-4)
+
+
+def test_far_moments_count_by_their_distance():
+    near, far = torch.tensor([0.0, 1e-5]), torch.tensor([100.0, 400.0])
+    torch.testing.assert_close(pseudo_huber(near), near, rtol=1e-3, atol=1e-8)
+    assert (pseudo_huber(far)[1] / pseudo_huber(far)[0]).item() == pytest.approx(2, rel=0.02)
 
 
 def test_textures_have_the_covariance_of_patches_as_their_mean():

@@ -32,7 +32,7 @@ class RefineConfig:
     features: float = _number(0.5, "weight of the feature distance of reconstructions", 0.0, 1e6)
     spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
     moments: float = _number(40.0, "weight of the distance of means and variances of features", 0.0, 1e6)
-    noise: float = _number(0.0, "deviation of the noise on what the critic sees; for flat drawings", 0.0, 1.0)
+    noise: float = _number(0.03, "deviation of the noise on what the critic sees; for flat drawings", 0.0, 1.0)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
     decay: float = _number(0.0, "last part, over which the decoder's learning rate falls to a tenth", 0.0, 1.0)
     follow: int = _number(60_000, "pictures at the end, on which the encoder follows the decoder", 0, 1_000_000_000)

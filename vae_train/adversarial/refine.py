@@ -78,6 +78,7 @@ _MATCHED = 6000  # real pictures that the moments of features are measured on
 _MATCHED_SIDE = 160  # at which their network sees pictures
 _MATCHED_DIRECTIONS = 256, 32  # of the features of the network and of textures
 _TEXTURES = 0.25  # weight of their moments; they swing if it is 1, as the averaged decoder comes after
+_FAR = 0.05  # distance of moments from which on it grows like its root
 _MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 _UPDATE_INTERVAL = 2.0  # seconds between two looks at the losses
@@ -344,7 +345,7 @@ def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) 
             averaged = setup.statistics(averaged)
         matched = zip(state.moments, setup.statistics(drawn), averaged, strict=True)
         network, textures = (moments(features, of_average) for moments, features, of_average in matched)
-        losses["moment_distance"] = _INTERVAL * (network + _TEXTURES * textures)
+        losses["moment_distance"] = _INTERVAL * pseudo_huber(network + _TEXTURES * textures)
     return losses
 
 
@@ -393,6 +394,12 @@ def posterior(model: VAE, image: Tensor, generator: torch.Generator) -> Tensor:
 def feature_distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
     """Mean squared differences of standardized features, summed over the scales."""
     return torch.stack([functional.mse_loss(f, w) for f, w in zip(found, wanted, strict=True)]).sum()
+
+
+def pseudo_huber(distance: Tensor) -> Tensor:
+    """A squared distance while it is small, that grows like the distance itself beyond `_FAR`: drawings begin a thousand
+    times as far from real ones as faces that the model knows, and would obey nothing else."""
+    return _FAR * (torch.sqrt(1 + 2 * distance / _FAR) - 1)
 
 
 def log_spectrum(image: Tensor) -> Tensor:
