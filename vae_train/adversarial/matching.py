@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vae_train.model.metrics import laplacian_pyramid
 
-_VARIANCES = 0.4  # weight of the variances
+_VARIANCES = 0.2  # weight of the variances
 _FILTERS = 128
 _SIDE = 7  # of a filter, in pixels
 _STRIDE = 2
@@ -60,7 +60,7 @@ class FeatureMoments(nn.Module):
     seen: Tensor
 
     def __init__(self, channels: int, directions: int, half_life: int) -> None:
-        """half_life: of the moving averages, in pictures."""
+        """directions: 0 to match the means alone. half_life: of the moving averages, in pictures."""
         super().__init__()
         self.half_life = half_life
         self.register_buffer("real", torch.zeros(channels))
@@ -95,7 +95,8 @@ class FeatureMoments(nn.Module):
         mean = self.mean + (mean - mean.detach())
         variance = self.variance + (variance - variance.detach())
         means, variances = (mean - self.real) / self.deviation, torch.log(variance + 1e-3)
-        return means.square().mean() + _VARIANCES * variances.square().mean()
+        spread = variances.square().sum() / max(1, len(variances))
+        return means.square().mean() + _VARIANCES * spread
 
     def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return features.mean(0), ((features - self.real) @ self.basis).square().mean(0)

@@ -76,8 +76,8 @@ _COMPARED = 2400  # real pictures that the spectrum is measured on
 _CALIBRATION = 100  # real pictures that the scale of the features is measured on
 _MATCHED = 6000  # real pictures that the moments of features are measured on
 _MATCHED_SIDE = 160  # at which their network sees pictures
-_MATCHED_DIRECTIONS = 256, 32  # of the features of the network and of textures
-_TEXTURES = 0.25  # weight of their moments; they swing if it is 1, as the averaged decoder comes after
+_MATCHED_DIRECTIONS = 256, 0  # of the features of the network and of textures
+_TEXTURES = 0.25  # weight of their means; contrast swings if it is 1, as the averaged decoder lags behind
 _FAR = 0.05  # distance of moments from which on it grows like its root
 _MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
@@ -397,8 +397,8 @@ def feature_distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
 
 
 def pseudo_huber(distance: Tensor) -> Tensor:
-    """A squared distance while it is small, that grows like the distance itself beyond `_FAR`: drawings begin a thousand
-    times as far from real ones as faces that the model knows, and would obey nothing else."""
+    """A squared distance while it is small; beyond `_FAR` it grows like its root. Drawings begin a thousand times as
+    far from real ones as faces that the model knows, and nothing else would count."""
     return _FAR * (torch.sqrt(1 + 2 * distance / _FAR) - 1)
 
 
