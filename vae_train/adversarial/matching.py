@@ -21,10 +21,10 @@ _SEED = 11
 
 
 class Textures(nn.Module):
-    """How strongly a picture answers to random, fixed filters: what differs in one direction or another, differs there.
+    """How strongly a picture answers to random, fixed filters.
 
-    The squares of the answers have the covariance of patches as their mean, which the sliced Wasserstein distance
-    compares (Karras et al. 2018, section 5).
+    The squares of the answers have the covariance of patches as their mean, which decides most of the sliced Wasserstein
+    distance (Karras et al. 2018, section 5); their absolute values tell flat areas with edges from noise everywhere.
     """
 
     filters: Tensor
@@ -36,12 +36,13 @@ class Textures(nn.Module):
         self.register_buffer("filters", filters)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(n, 3, S, S) in [0, 1] -> mean squared answers at each level of a Laplacian pyramid, (n, levels * 128)"""
-        levels = [
-            functional.conv2d(level, self.filters, stride=_STRIDE).square().mean((2, 3))
-            for level in laplacian_pyramid(image)
-        ]
-        return torch.cat(levels, 1)
+        """(n, 3, S, S) in [0, 1] -> the means of squares and of absolute values at each level of a Laplacian pyramid,
+        (n, levels * 256)"""
+        means = []
+        for level in laplacian_pyramid(image):
+            answers = functional.conv2d(level, self.filters, stride=_STRIDE)
+            means += [answers.square().mean((2, 3)), answers.abs().mean((2, 3))]
+        return torch.cat(means, 1)
 
 
 class FeatureMoments(nn.Module):
