@@ -23,8 +23,8 @@ _SEED = 11
 class Textures(nn.Module):
     """How strongly a picture answers to random, fixed filters.
 
-    The squares of the answers have the covariance of patches as their mean, which decides most of the sliced Wasserstein
-    distance (Karras et al. 2018, section 5); their absolute values tell flat areas with edges from noise everywhere.
+    The squares of the answers have the covariance of patches as their mean, which decides most of the sliced
+    Wasserstein distance (Karras et al. 2018, section 5); their absolute values tell flat areas with edges from noise.
     """
 
     filters: Tensor
