@@ -177,20 +177,28 @@ def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_
     mean, deviation = real.mean(0), real.std(0, ddof=1) + 1e-3
     values, directions = np.linalg.eigh(np.cov(real.T))
     basis = (directions / np.sqrt(values))[:, :0:-1]
-    means, variances, seen = np.zeros(3), np.zeros(2), 0
+
+    def measured(features):
+        return np.concatenate([features.mean(0), (((features - mean) @ basis) ** 2).mean(0)])
+
+    trained, offset, seen = np.zeros(5), np.zeros(5), 0
     for features, averaged in pairwise(batches):
         seen += 40
-        means += (averaged.mean(0) - means) * max(40 / seen, 0.5)
-        variances += (((averaged - mean) @ basis) ** 2).mean(0) * max(40 / seen, 0.5) - variances * max(40 / seen, 0.5)
+        trained += (measured(features) - trained) * max(40 / seen, 0.5)
+        offset += (measured(averaged) - measured(features) - offset) * max(40 / seen, 1 - 0.5**0.25)
+        means, variances = np.split(trained + offset, [3])
+        variances = np.maximum(variances, 1e-3)
         inputs = torch.from_numpy(features).requires_grad_()
         distance = moments(inputs, torch.from_numpy(averaged))
-        expected = np.mean(((means - mean) / deviation) ** 2) + 0.2 * np.mean(np.log(variances + 1e-3) ** 2)
+        expected = np.mean(((means - mean) / deviation) ** 2) + 0.2 * np.mean(np.log(variances) ** 2)
         assert distance.item() == pytest.approx(expected, rel=1e-5)
         distance.backward()
         by_mean = 2 * (means - mean) / deviation**2 / 3 / 40
-        slopes = np.log(variances + 1e-3) / (variances + 1e-3)
-        by_variance = 0.4 * ((features - mean) @ basis * slopes) @ basis.T / 40
+        by_variance = 0.4 * ((features - mean) @ basis * np.log(variances) / variances) @ basis.T / 40
         np.testing.assert_allclose(inputs.grad, by_mean + by_variance, rtol=1e-4)
+    found = FeatureMoments(3, 0, half_life=40).double()
+    found.calibrate(torch.from_numpy(real))
+    assert found(torch.from_numpy(real), torch.from_numpy(real)) == pytest.approx(0, abs=1e-12)
 
 
 def test_far_moments_count_by_their_distance():

@@ -14,6 +14,10 @@ from torch.nn import functional
 from vae_train.model.metrics import laplacian_pyramid
 
 _VARIANCES = 0.2  # weight of the variances
+_SLOWER = 4  # how many times longer the offset of the averaged decoder is averaged
+
+Pair = tuple[Tensor, Tensor]
+"""Means and variances."""
 _FILTERS = 128
 _SIDE = 7  # of a filter, in pixels
 _STRIDE = 2
@@ -58,6 +62,10 @@ class FeatureMoments(nn.Module):
     """(channels,): moving average of the mean of drawn features."""
     variance: Tensor
     """(directions,): moving average of the squares of drawn features along `basis`."""
+    mean_offset: Tensor
+    """(channels,): moving average, a slower one, of how far the mean of the averaged decoder is from that."""
+    variance_offset: Tensor
+    """(directions,)"""
     seen: Tensor
 
     def __init__(self, channels: int, directions: int, half_life: int) -> None:
@@ -69,6 +77,8 @@ class FeatureMoments(nn.Module):
         self.register_buffer("basis", torch.zeros(channels, directions))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("variance", torch.zeros(directions))
+        self.register_buffer("mean_offset", torch.zeros(channels))
+        self.register_buffer("variance_offset", torch.zeros(directions))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -84,20 +94,28 @@ class FeatureMoments(nn.Module):
         """Features of pictures that are drawn by the decoder in training and by the averaged one, (n, channels) each
         -> mean squared distance of means, in deviations, and `_VARIANCES` times that of logarithms of variances, ().
 
-        The averaged decoder is what counts, so that the value is that of its moving averages; the gradient is that of
-        this batch of the decoder in training.
+        The averaged decoder is what counts, but it comes late: a loop that waits for it swings. So what is followed is
+        the decoder in training, corrected by how far the averaged one is off on the same codes. The value is that of
+        the moving averages; the gradient is that of this batch.
         """
-        self.seen += len(averaged)
-        with torch.no_grad():  # the first batches count more
-            kept = torch.clamp(1 - len(averaged) / self.seen, max=0.5 ** (len(averaged) / self.half_life))
-            for average, batch in zip((self.mean, self.variance), self._moments(averaged), strict=True):
-                average.lerp_(batch, 1 - kept)
         mean, variance = self._moments(features)
-        mean = self.mean + (mean - mean.detach())
-        variance = self.variance + (variance - variance.detach())
-        means, variances = (mean - self.real) / self.deviation, torch.log(variance + 1e-3)
+        with torch.no_grad():
+            self.seen += len(features)
+            self._follow((self.mean, self.variance), (mean, variance), len(features), self.half_life)
+            of_average = self._moments(averaged)
+            offsets = of_average[0] - mean, of_average[1] - variance
+            self._follow((self.mean_offset, self.variance_offset), offsets, len(features), _SLOWER * self.half_life)
+        mean = self.mean + self.mean_offset + (mean - mean.detach())
+        variance = self.variance + self.variance_offset + (variance - variance.detach())
+        means, variances = (mean - self.real) / self.deviation, torch.log(variance.clamp(min=1e-3))
         spread = variances.square().sum() / max(1, len(variances))
         return means.square().mean() + _VARIANCES * spread
 
-    def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _follow(self, moving: Pair, newest: Pair, count: int, half_life: int) -> None:
+        """Mix the means of `count` pictures into their moving averages; the first ones count more."""
+        share = torch.clamp(count / self.seen, min=1 - 0.5 ** (count / half_life))
+        for average, value in zip(moving, newest, strict=True):
+            average.lerp_(value, share)
+
+    def _moments(self, features: Tensor) -> Pair:
         return features.mean(0), ((features - self.real) @ self.basis).square().mean(0)
