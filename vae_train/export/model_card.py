@@ -112,7 +112,7 @@ faces = vae.sample(16, rng=0)
 {terms} {f"Training took {spent}. " if spent else ""}The command:
 
 ```bash
-python -m vae_train {command(trained, data.name) if refined is None else refine_command(refined, data.name)}
+python -m vae_train {command(trained, data.name) if refined is None else refine_command(refined, data.name, trained.avatars)}
 ```
 {_SECOND_STAGE.format(encoder=_ENCODER[refined.follow > 0]) if refined else ""}
 ## Figures
@@ -142,9 +142,11 @@ _ENCODER = {
 }
 
 
-def refine_command(refined: RefineConfig, data: str) -> str:
-    """The command of a second stage, with the settings that differ from the defaults."""
-    changed = [
+def refine_command(refined: RefineConfig, data: str, avatars: int) -> str:
+    """The command of a second stage, with the settings that differ from the defaults. avatars: drawn, if they are the
+    data."""
+    changed = [f"--avatars {avatars}"] if data == AVATARS else []
+    changed += [
         f"{option(item.name)} {getattr(refined, item.name):g}"
         for item in numbers()
         if item.name == "images" or getattr(refined, item.name) != item.default
