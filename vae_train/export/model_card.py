@@ -76,6 +76,7 @@ def model_card(
     )
     license = f"license: {statements.license}\n" if statements.license else ""
     terms = f"License of the weights: {statements.license or 'not stated'}."
+    made = refine_command(refined, data.name, trained.avatars) if refined else command(trained, data.name)
     tags = ", ".join(["vae", "variational-autoencoder", "onnx", "onnxruntime", *statements.tags])
     return f"""---
 {license}library_name: anime-vae
@@ -112,7 +113,7 @@ faces = vae.sample(16, rng=0)
 {terms} {f"Training took {spent}. " if spent else ""}The command:
 
 ```bash
-python -m vae_train {command(trained, data.name) if refined is None else refine_command(refined, data.name, trained.avatars)}
+python -m vae_train {made}
 ```
 {_SECOND_STAGE.format(encoder=_ENCODER[refined.follow > 0]) if refined else ""}
 ## Figures
