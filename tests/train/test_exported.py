@@ -59,7 +59,7 @@ def test_folding_keeps_answers_and_names():
 
 
 def test_a_fine_decoder_keeps_what_both_share():
-    _, model = load_exported(shipped("avatars-64"))
+    model = VAE(64, 16, "base", batch_norm=False).eval()
     fine = with_fine_decoder(model)
     assert fine.decoder_kind == "fine"
     assert with_fine_decoder(fine) is fine
