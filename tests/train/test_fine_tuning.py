@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from vae_runtime.config import ModelConfig
 from vae_train.__main__ import main
 from vae_train.config import FINE_TUNING, fine_tuning_length, make_config
 from vae_train.engine.initial import load_initial
 from vae_train.engine.runs import load_checkpoint
 from vae_train.engine.train import train
 from vae_train.errors import UsageError
+from vae_train.model.networks import VAE
 
 CPU = torch.device("cpu")
 EXPORTED = Path(__file__).parents[2] / "exported"
@@ -43,14 +45,17 @@ def test_its_sizes_are_the_models_and_its_length_follows_the_pictures():
         make_config({"init": "model", "latent_dim": 16}, initial)
 
 
-def test_a_plain_decoder_becomes_a_fine_one(tmp_path):
+def test_a_plain_decoder_becomes_a_fine_one(monkeypatch):
     exported = str(EXPORTED / "avatars-64")
+    plain = ModelConfig.load(EXPORTED / "avatars-64"), VAE(64, 128, "base", batch_norm=False)
+    monkeypatch.setattr("vae_train.engine.initial.load_exported", lambda _: plain)
     settings, network = load_initial(exported, "fine", seed=1)
     assert (settings["decoder"], settings["batch_norm"], network.decoder_kind) == ("fine", False, "fine")
     assert make_config({"init": exported, "decoder": "fine"}, settings).decoder == "fine"
     last = [load_initial(exported, "fine", seed)[1].decoder.layers[-2].weight for seed in (1, 2)]
     assert torch.equal(last[0], network.decoder.layers[-2].weight)
     assert not torch.equal(*last)
+    monkeypatch.undo()
     with pytest.raises(UsageError, match="--decoder"):
         load_initial(str(EXPORTED / "anime-32"), "fine")
 
