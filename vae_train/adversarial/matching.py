@@ -15,9 +15,6 @@ from vae_train.model.metrics import laplacian_pyramid
 
 _VARIANCES = 0.2  # weight of the variances
 _SLOWER = 4  # how many times longer the offset of the averaged decoder is averaged
-
-Pair = tuple[Tensor, Tensor]
-"""Means and variances."""
 _FILTERS = 128
 _SIDE = 7  # of a filter, in pixels
 _STRIDE = 2
@@ -58,14 +55,10 @@ class FeatureMoments(nn.Module):
     deviation: Tensor
     basis: Tensor
     """(channels, directions): onto principal directions of real features, in unit variance."""
-    mean: Tensor
-    """(channels,): moving average of the mean of drawn features."""
-    variance: Tensor
-    """(directions,): moving average of the squares of drawn features along `basis`."""
-    mean_offset: Tensor
-    """(channels,): moving average, a slower one, of how far the mean of the averaged decoder is from that."""
-    variance_offset: Tensor
-    """(directions,)"""
+    drawn: Tensor
+    """(channels + directions,): moving averages of drawn features, and of their squares along `basis`."""
+    offset: Tensor
+    """The same, but slower, of how far those of the averaged decoder are from them."""
     seen: Tensor
 
     def __init__(self, channels: int, directions: int, half_life: int) -> None:
@@ -75,10 +68,8 @@ class FeatureMoments(nn.Module):
         self.register_buffer("real", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("basis", torch.zeros(channels, directions))
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("variance", torch.zeros(directions))
-        self.register_buffer("mean_offset", torch.zeros(channels))
-        self.register_buffer("variance_offset", torch.zeros(directions))
+        self.register_buffer("drawn", torch.zeros(channels + directions))
+        self.register_buffer("offset", torch.zeros(channels + directions))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -86,9 +77,10 @@ class FeatureMoments(nn.Module):
         """Measure the moments of features (n, channels) of real pictures."""
         self.real.copy_(features.mean(0))
         self.deviation.copy_(features.std(0) + 1e-3)
-        variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
-        basis = (directions / variances.clamp(min=1e-6).sqrt()).flip(1)  # from large to small
-        self.basis.copy_(basis[:, : self.basis.shape[1]])
+        if self.basis.numel():
+            variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
+            basis = (directions / variances.clamp(min=1e-6).sqrt()).flip(1)  # from large to small
+            self.basis.copy_(basis[:, : self.basis.shape[1]])
 
     def forward(self, features: Tensor, averaged: Tensor) -> Tensor:
         """Features of pictures that are drawn by the decoder in training and by the averaged one, (n, channels) each
@@ -98,24 +90,22 @@ class FeatureMoments(nn.Module):
         the decoder in training, corrected by how far the averaged one is off on the same codes. The value is that of
         the moving averages; the gradient is that of this batch.
         """
-        mean, variance = self._moments(features)
+        moments = self._moments(features)
         with torch.no_grad():
             self.seen += len(features)
-            self._follow((self.mean, self.variance), (mean, variance), len(features), self.half_life)
-            of_average = self._moments(averaged)
-            offsets = of_average[0] - mean, of_average[1] - variance
-            self._follow((self.mean_offset, self.variance_offset), offsets, len(features), _SLOWER * self.half_life)
-        mean = self.mean + self.mean_offset + (mean - mean.detach())
-        variance = self.variance + self.variance_offset + (variance - variance.detach())
+            self._follow(self.drawn, moments, len(features), self.half_life)
+            offset = self._moments(averaged) - moments
+            self._follow(self.offset, offset, len(features), _SLOWER * self.half_life)
+        followed = self.drawn + self.offset + (moments - moments.detach())
+        mean, variance = followed[: len(self.real)], followed[len(self.real) :]
         means, variances = (mean - self.real) / self.deviation, torch.log(variance.clamp(min=1e-3))
         spread = variances.square().sum() / max(1, len(variances))
         return means.square().mean() + _VARIANCES * spread
 
-    def _follow(self, moving: Pair, newest: Pair, count: int, half_life: int) -> None:
-        """Mix the means of `count` pictures into their moving averages; the first ones count more."""
-        share = torch.clamp(count / self.seen, min=1 - 0.5 ** (count / half_life))
-        for average, value in zip(moving, newest, strict=True):
-            average.lerp_(value, share)
+    def _follow(self, moving: Tensor, newest: Tensor, count: int, half_life: int) -> None:
+        """Mix the means of `count` pictures into their moving average; the first ones count more."""
+        moving.lerp_(newest, torch.clamp(count / self.seen, min=1 - 0.5 ** (count / half_life)))
 
-    def _moments(self, features: Tensor) -> Pair:
-        return features.mean(0), ((features - self.real) @ self.basis).square().mean(0)
+    def _moments(self, features: Tensor) -> Tensor:
+        squares = ((features - self.real) @ self.basis).square()
+        return torch.cat([features.mean(0), squares.mean(0)])
