@@ -32,7 +32,7 @@ def measure(device: torch.device, repeats: int = 20) -> dict[str, float]:
     setup, state = _prepare(device)
     size, generator = setup.config.batch_size, setup.generator(0)
     faces = setup.pictures(size, generator)
-    codes = setup.draws(0, generator)
+    codes = state.average_prior(setup.draws(0, generator))
     codes = torch.cat([codes, codes[: size // 2]])
     with torch.no_grad():
         features = state.critic.projection.standardize(setup.features(faces))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -37,7 +38,7 @@ from vae_train.model.networks import VAE, fold_batch_norm
 
 CPU = torch.device("cpu")
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
-SETTINGS = RefineConfig(images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5)
+SETTINGS = RefineConfig(images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5, prior_images=8)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_run_looks_like_one_of_the_first_stage(networks, tmp_path, quick):
     assert records[-1]["images"] == 20
     assert max(record.get("train_moment_distance", 0) for record in records) > 0
     assert np.isfinite([records[-1]["train_squared_error"], records[-1]["held_out_psnr"]]).all()
-    assert Prior.load(run / PRIOR_FILE).is_standard
+    assert Prior.load(run / PRIOR_FILE).kind == "a flow over a Gaussian"
     sheets = sorted((run / "figures" / "new_faces").iterdir())
     assert sheets
     first = load_image(sheets[0])
@@ -228,6 +229,25 @@ def test_a_checkpoint_without_its_moments_is_refused(networks, tmp_path, quick):
     checkpoint.save(run / CHECKPOINTS, checkpoint.Checkpoint(saved.step + 1, saved.state, kept))
     with pytest.raises(CheckpointError, match="moments"):
         recipe.refine(SETTINGS, networks, None, None, run, CPU)
+
+
+def test_the_prior_stays_unless_asked_and_then_learns_for_as_long_as_asked(networks, tmp_path, quick, monkeypatch):
+    step, seen = recipe.train_step, []
+
+    def watched(state, setup):
+        step(state, setup)
+        seen.append([weight.detach().clone() for weight in state.prior.parameters()])
+
+    monkeypatch.setattr(recipe, "train_step", watched)
+    recipe.refine(SETTINGS, networks, start(), Prior.standard(8), tmp_path / "learns", CPU)
+    moved = [any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in pairwise(seen)]
+    assert moved == [True, True, True, False, False]  # 8 of 12 pictures, two a step
+    records = [json.loads(line) for line in (tmp_path / "learns" / "metrics.jsonl").read_text().splitlines()]
+    assert max(abs(record.get("train_code_nll", 0)) for record in records) > 0
+
+    settings = dataclasses.replace(SETTINGS, prior_images=0)
+    recipe.refine(settings, networks, start(), Prior.standard(8), tmp_path / "stays", CPU)
+    assert Prior.load(tmp_path / "stays" / PRIOR_FILE).is_standard
 
 
 def test_the_projection_is_fixed_and_in_unit_scale():

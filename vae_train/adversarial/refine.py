@@ -2,8 +2,9 @@
 of its prior decode to faces.
 
 Each step draws new faces, which the critic tells from real ones, and reconstructs real faces from their codes, which
-keep their pictures by squared error and by features (as in VAE/GAN, Larsen et al. 2016). The prior stays as it is, and
-so does the encoder, until the decoder is done: then it follows by the ELBO of the first stage. Everything random is a
+keep their pictures by squared error and by features (as in VAE/GAN, Larsen et al. 2016). At the start the prior may
+learn, too, and then stays (`LearnedPrior`). So does the encoder, until the decoder is done: then it follows by the ELBO
+of the first stage. Everything random is a
 function of (seed, step), so that a run that was stopped continues exactly: on a CPU with the same number of threads, to
 the bit.
 """
@@ -34,6 +35,7 @@ from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
 from vae_train.adversarial.features import FeatureNetwork, resized
 from vae_train.adversarial.matching import FeatureMoments, Textures
+from vae_train.adversarial.prior import LearnedPrior
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
@@ -55,6 +57,7 @@ from vae_train.engine.run_folder import (
 from vae_train.engine.state import CHECKPOINTS, load_weights, optimizer_tensors, restore_optimizer
 from vae_train.engine.train import describe_data, find_checkpoint
 from vae_train.errors import CheckpointError, TrainingError, UsageError
+from vae_train.export.fit_flow import COUPLINGS
 from vae_train.export.fit_latents import fit_latents
 from vae_train.model.exported import with_fine_decoder
 from vae_train.model.figures import FIGURES
@@ -65,6 +68,8 @@ from vae_train.model.tensors import CHANNELS_LAST, to_pixels, to_unit
 SHEET = 36
 """New faces on the sheet that is drawn with each checkpoint, always of the same codes."""
 _COLUMNS = 6
+FIRST_PRIOR = "first_prior.npz"
+"""In a run: the prior as it was at the start."""
 WARM_UP = 60
 """First steps of a run, in which the critic learns alone."""
 
@@ -92,6 +97,7 @@ LOSSES = (
     "feature_distance",
     "spectrum_distance",
     "moment_distance",
+    "code_nll",
     "real_score",
     "drawn_score",
 )
@@ -107,10 +113,14 @@ class State:
     average: VAE
     """The same with the moving average of the decoder's weights, and the encoder that follows it: what is evaluated,
     drawn and exported."""
+    prior: LearnedPrior
+    """What is drawn from while it learns; then from `average_prior`, as with what is exported."""
+    average_prior: LearnedPrior
     critic: Critic
     moments: nn.ModuleList
     """Of each kind of `Setup.statistics`."""
     optimizer: torch.optim.Adam
+    """Of the decoder and of the prior."""
     critic_optimizer: torch.optim.Adam
     encoder_optimizer: torch.optim.Adam
     """Of the encoder of `average`."""
@@ -133,7 +143,12 @@ class Setup:
     textures: Textures
     real: Tensor
     """All training pictures, uint8 (N, 3, S, S), on the device."""
+    prior: Prior
+    """As it was at the start."""
     draws: Draws
+    """Of its mixture, before the flow."""
+    covered: Draws
+    """Of all of it: codes that it keeps likely while it learns."""
     spectrum: Tensor
     """(3, S/8, S/8): the mean `log_spectrum` of batches of real pictures."""
     mixed: bool
@@ -166,7 +181,7 @@ class Setup:
 
 
 class Draws:
-    """Codes of the prior, drawn many at a time: which ones a step gets depends on its number and the seed alone."""
+    """Codes of a prior, drawn many at a time: which ones a step gets depends on its number and the seed alone."""
 
     def __init__(self, prior: Prior, config: RefineConfig, device: torch.device) -> None:
         self.prior, self.config, self.device = prior, config, device
@@ -189,8 +204,9 @@ def refine(
     networks: the settings of the networks and of the pictures. start: the model to begin with, BatchNorm folded away;
     None to continue the run in `run`. prior: of the codes; fitted to those of the training pictures if None.
     Writes into `run` what the first stage writes, so that `export` and `evaluate` take it as any run, and refine.json,
-    prior.npz and sheets of new faces. Raises UsageError when another process works in `run`, TrainingError when the
-    losses diverge, DataError and CheckpointError; Interrupted after a signal, when a checkpoint is saved.
+    first_prior.npz, prior.npz and sheets of new faces. Raises UsageError when another process works in `run`,
+    TrainingError when the losses diverge, DataError and CheckpointError; Interrupted after a signal, when a checkpoint
+    is saved.
     """
     networks = dataclasses.replace(networks, precision=choose_precision(networks.precision, device))
     mixed, warned = networks.precision == "bfloat16", set[Path]()
@@ -202,7 +218,7 @@ def refine(
         data = describe_data(faces, held_out, saved, run)
         test = torch.from_numpy(faces.pixels[held_out]).to(device)
         if start is None:
-            prior = Prior.load(run / PRIOR_FILE)
+            prior = Prior.load(run / FIRST_PRIOR)
         elif prior is None:
             prior = fit_latents(start, faces, mirrored=True).prior
         setup = make_setup(config, prior, torch.from_numpy(faces.pixels[~held_out]).to(device), mixed)
@@ -212,13 +228,12 @@ def refine(
         elif start is not None:
             calibrate(state, setup)
             imitate(state, start.to(device).eval(), setup)
-            prior.save(run / PRIOR_FILE)
+            prior.save(run / FIRST_PRIOR)
         checkpoint.write(run / CONFIG_FILE, networks.to_json().encode())
         checkpoint.write(run / REFINE_FILE, config.to_json().encode())
 
         epoch = max(1, len(setup.real) // config.batch_size)
         logger = Logger(run, [line for line in read_metrics(run) if line["step"] <= state.step], False)
-        codes = torch.from_numpy(prior.sample(SHEET, rng=0)).to(device)
         with make_bar(config.steps * config.batch_size, state.step * config.batch_size) as bar:
             while state.step < config.steps:
                 part = config.steps if follows(state, config) else config.adversarial_steps
@@ -232,7 +247,7 @@ def refine(
                 logger.add(record | {f"held_out_{name}": value for name, value in figures.items()})
                 save(state, epoch, data, run)
                 with disk_may_refuse(run / FIGURES, warned):
-                    draw_sheet(state, codes, run)
+                    draw_sheet(state, run)
                 bar.write(describe(logger.records[-1]))
         logger.close()
         return faces
@@ -286,7 +301,9 @@ def train_step(state: State, setup: Setup) -> None:
     state.optimizer.param_groups[0]["lr"] = config.learning_rate * config.rate(state.step * config.batch_size)
     real, kept = setup.pictures(config.batch_size, generator), setup.pictures(config.batch_size // 2, generator)
     kept = mirrored(kept, generator)
-    codes = torch.cat([setup.draws(state.step, generator), posterior(state.model, kept, generator)])
+    draws, learns = setup.draws(state.step, generator), prior_learns(state, config)
+    new = state.prior(draws) if learns else state.average_prior(draws)
+    codes = torch.cat([new, posterior(state.model, kept, generator)])
     with setup.autocast():
         drawn, reconstructed = state.model.decoder(codes).split([config.batch_size, len(kept)])
 
@@ -297,7 +314,9 @@ def train_step(state: State, setup: Setup) -> None:
         with setup.autocast():
             losses["generator_loss"] = generator_loss(state.critic(features, changed))
         losses |= reconstruction_losses(state, setup, reconstructed, kept)
-        losses |= statistics_losses(state, setup, drawn, codes[: config.batch_size])
+        losses |= statistics_losses(state, setup, drawn, new.detach())
+        if learns:
+            losses["code_nll"] = -state.prior.log_prob(setup.covered(state.step, generator)).mean()
         state.optimizer.zero_grad(set_to_none=True)
         torch.stack(
             [weight * losses[name] for name, weight in config.weights.items() if name in losses]
@@ -354,6 +373,11 @@ def note(state: State, losses: dict[str, Tensor]) -> None:
     zero = torch.zeros((), device=state.sums.device)
     state.sums += torch.stack([losses.get(name, zero).detach().double() for name in LOSSES] + [1 + zero.double()])
     state.step += 1
+
+
+def prior_learns(state: State, config: RefineConfig) -> bool:
+    """Whether the prior is tuned together with the decoder."""
+    return state.step * config.batch_size < config.prior_images
 
 
 def follows(state: State, config: RefineConfig) -> bool:
@@ -432,9 +456,10 @@ def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) ->
     """What a run needs beside its state, on the device of `real`: see `Setup`."""
     precision = torch.bfloat16 if mixed else torch.float32
     network, matched = (FeatureNetwork(name, precision).to(real.device) for name in ("lite0", "lite1"))
-    draws = Draws(prior, config, real.device)
+    draws, covered = (Draws(of, config, real.device) for of in (dataclasses.replace(prior, flow=None), prior))
     textures = Textures().to(real.device)
-    return Setup(config, network, matched, textures, real, draws, mean_spectrum(real, config), mixed)
+    spectrum = mean_spectrum(real, config)
+    return Setup(config, network, matched, textures, real, prior, draws, covered, spectrum, mixed)
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
@@ -444,18 +469,25 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
         torch.manual_seed(config.seed)
         model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
         critic = Critic(setup.network.channels)
+        prior = LearnedPrior(setup.prior, COUPLINGS if config.prior_images else 0)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
+    prior.to(device)
     model.eval().encoder.requires_grad_(False)
     matched = zip(setup.statistics(to_unit(setup.real[:1])), _MATCHED_DIRECTIONS, strict=True)
     moments = nn.ModuleList(FeatureMoments(found.shape[1], count, _MATCHED_AVERAGE) for found, count in matched)
-    optimizer = torch.optim.Adam(model.decoder.parameters(), config.learning_rate, betas=(0.0, 0.99))
+    groups: list[dict[str, Any]] = [{"params": model.decoder.parameters()}]
+    if config.prior_images:
+        groups.append({"params": prior.parameters(), "lr": config.prior_rate})
+    optimizer = torch.optim.Adam(groups, config.learning_rate, betas=(0.0, 0.99))
     critic_optimizer = torch.optim.Adam(critic.parameters(), config.critic_rate, betas=(0.0, 0.99))
     sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
     average = copy.deepcopy(model).requires_grad_(False)
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    return State(model, average, critic, moments.to(device), optimizer, critic_optimizer, encoder_optimizer, sums)
+    average_prior = copy.deepcopy(prior).requires_grad_(False)
+    networks_and_priors = model, average, prior, average_prior, critic, moments.to(device)
+    return State(*networks_and_priors, optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
 @torch.no_grad()
@@ -480,7 +512,8 @@ def imitate(state: State, start: VAE, setup: Setup) -> None:
         generator = setup.generator(_BEFORE + 1 + step)
         optimizer.param_groups[0]["lr"] = 1e-3 * (1.01 - step / _IMITATION)
         kept = setup.pictures(setup.config.batch_size // 2, generator)
-        codes = torch.cat([setup.draws(0, generator), posterior(start, kept, generator)])
+        new = state.average_prior(setup.draws(0, generator))
+        codes = torch.cat([new, posterior(start, kept, generator)])
         with setup.autocast():
             with torch.no_grad():
                 wanted = start.decoder(codes)
@@ -493,10 +526,12 @@ def imitate(state: State, start: VAE, setup: Setup) -> None:
 
 @torch.no_grad()
 def update_average(state: State, config: RefineConfig) -> None:
-    """Mix the newest weights of the decoder into their average; the first steps count more."""
+    """Mix the newest weights of decoder and prior into their average; the first steps count more."""
     kept = min(0.5 ** (config.batch_size / config.average), (state.step + 1) / (state.step + 10))
     averages, newest = state.average.decoder.parameters(), state.model.decoder.parameters()
     torch._foreach_lerp_(list(averages), list(newest), 1 - kept)
+    if prior_learns(state, config):
+        torch._foreach_lerp_(list(state.average_prior.parameters()), list(state.prior.parameters()), 1 - kept)
 
 
 def save(state: State, epoch: int, data: dict[str, Any], run: Path) -> None:
@@ -508,6 +543,7 @@ def save(state: State, epoch: int, data: dict[str, Any], run: Path) -> None:
         tensors |= optimizer_tensors(optimizer, name)
     if not all(value.isfinite().all() for value in tensors.values()):
         raise TrainingError(f"step {state.step}: weights that are not finite; the last good checkpoint stays in {run}")
+    state.average_prior.to_prior().save(run / PRIOR_FILE)
     position = {"epoch": state.step // epoch, "seconds": state.seconds, "data": data}
     checkpoint.save(run / CHECKPOINTS, Checkpoint(state.step, position, tensors))
 
@@ -516,7 +552,7 @@ def restore(state: State, saved: Checkpoint) -> None:
     """Put a checkpoint into `state`; CheckpointError if it belongs to other networks."""
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved, "average")
-    for name in ("critic", "moments"):
+    for name in ("prior", "average_prior", "critic", "moments"):
         tensors = {key.removeprefix(f"{name}."): v for key, v in saved.tensors.items() if key.startswith(f"{name}.")}
         try:
             _parts(state)[name].load_state_dict(tensors)
@@ -555,9 +591,10 @@ def close_epoch(state: State, epoch: int, config: RefineConfig) -> dict[str, Any
 
 
 @torch.no_grad()
-def draw_sheet(state: State, codes: Tensor, run: Path) -> None:
+def draw_sheet(state: State, run: Path) -> None:
     """New faces of the same codes at each checkpoint; progress.png has the first row of each sheet."""
-    folder = run / FIGURES / "new_faces"
+    folder, device = run / FIGURES / "new_faces", state.sums.device
+    codes = torch.from_numpy(state.average_prior.to_prior().sample(SHEET, rng=0)).to(device)
     folder.mkdir(parents=True, exist_ok=True)
     sheet = image_grid(to_pixels(state.average.decoder(codes)), columns=_COLUMNS)
     save_png(sheet, folder / f"{state.step:09d}.png")
@@ -578,7 +615,8 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def _parts(state: State) -> dict[str, nn.Module]:
-    return {"model": state.model, "average": state.average, "critic": state.critic, "moments": state.moments}
+    names = ("model", "average", "prior", "average_prior", "critic", "moments")
+    return {name: getattr(state, name) for name in names}
 
 
 def _optimizers(state: State) -> dict[str, torch.optim.Adam]:

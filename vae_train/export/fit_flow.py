@@ -4,6 +4,7 @@ Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,22 +31,33 @@ _FLOOR = 1e-4  # of the variances along the principal directions
 class Coupling(nn.Module):
     """An affine coupling layer, see `vae_runtime.prior.flow.Flow`; the identity at initialization."""
 
-    def __init__(self, order: Tensor) -> None:
+    def __init__(self, order: Tensor, hidden: int = HIDDEN) -> None:
         super().__init__()
         half = len(order) // 2
         self.register_buffer("order", order)
         self.kept, self.changed = order[:half], order[half:]
-        self.inner, self.outer = nn.Linear(half, HIDDEN), nn.Linear(HIDDEN, 2 * len(self.changed))
+        self.inner, self.outer = nn.Linear(half, hidden), nn.Linear(hidden, 2 * len(self.changed))
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, latent_dim) -> (n, latent_dim)"""
+        moves, scales = self._network(x)
+        after = x.clone()
+        after[:, self.changed] = x[:, self.changed] * torch.exp(scales) + moves
+        return after
+
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's input (n, latent_dim) for an output, and the sum of its log scales, (n,)."""
-        moves, scales = self.outer(nn.functional.silu(self.inner(y[:, self.kept]))).chunk(2, 1)
-        scales = torch.tanh(scales)
+        moves, scales = self._network(y)
         before = y.clone()
         before[:, self.changed] = (y[:, self.changed] - moves) * torch.exp(-scales)
         return before, scales.sum(1)
+
+    def _network(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shifts and log scales from the elements that stay, (n, changed) each."""
+        moves, scales = self.outer(nn.functional.silu(self.inner(x[:, self.kept]))).chunk(2, 1)
+        return moves, torch.tanh(scales)
 
 
 class RealNVP(nn.Module):
@@ -108,20 +120,25 @@ def _rate(step: int) -> float:
 
 @torch.no_grad()
 def _as_prior(model: RealNVP, basis: NDArray[np.float64], shift: NDArray[np.float64]) -> Prior:
-    layers = model.couplings
+    flow = as_flow(model.couplings, basis.astype(np.float32), shift.astype(np.float32))
+    weights = torch.softmax(model.logits, 0).numpy()
+    spreads = model.log_deviations.exp()[:, None].repeat(1, flow.latent_dim).numpy()
+    return Prior(weights, np.zeros_like(spreads), None, spreads, flow)
+
+
+@torch.no_grad()
+def as_flow(layers: Sequence[Coupling], basis: NDArray[np.float32], shift: NDArray[np.float32]) -> Flow:
+    """The couplings and the affine map after them, as `vae_runtime` has it."""
 
     def stack(name: str) -> NDArray[np.float32]:
-        return torch.stack([layer.get_parameter(name) for layer in layers]).numpy()
+        return torch.stack([layer.get_parameter(name) for layer in layers]).cpu().numpy()
 
-    flow = Flow(
-        orders=torch.stack([layer.get_buffer("order") for layer in layers]).numpy(),
+    return Flow(
+        orders=torch.stack([layer.get_buffer("order") for layer in layers]).cpu().numpy(),
         inner=stack("inner.weight"),
         inner_bias=stack("inner.bias"),
         outer=stack("outer.weight"),
         outer_bias=stack("outer.bias"),
-        basis=basis.astype(np.float32),
-        shift=shift.astype(np.float32),
+        basis=basis,
+        shift=shift,
     )
-    weights = torch.softmax(model.logits, 0).numpy()
-    spreads = model.log_deviations.exp()[:, None].repeat(1, flow.latent_dim).numpy()
-    return Prior(weights, np.zeros_like(spreads), None, spreads, flow)

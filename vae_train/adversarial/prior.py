@@ -1,0 +1,98 @@
+"""A prior that learns together with the decoder (Grover, Dhar & Ermon, "Flow-GAN: combining maximum likelihood and
+adversarial learning in generative models", 2018).
+
+A density that is fitted to codes covers them, and much that lies between them and decodes to no face. The critic tells
+which draws those are, and its gradient bends the flow away from them; the likelihood of codes that the prior drew
+before keeps these covered, so that faces stay varied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vae_runtime.prior import Prior
+from vae_train.export.fit_flow import COUPLINGS, Coupling, as_flow
+
+
+class LearnedPrior(nn.Module):
+    """A `vae_runtime.prior.Prior` whose flow is trained, while its mixture stays."""
+
+    weights: Tensor
+    """(K, 1): of the mixture, as logarithms"""
+    means: Tensor
+    """(K, 1, latent_dim)"""
+    whitening: Tensor
+    """(K, latent_dim, latent_dim) or (1, latent_dim, latent_dim): from deviations of the mixture to standard ones"""
+    spreads: Tensor
+    """(K, 1, latent_dim)"""
+    basis: Tensor
+    shift: Tensor
+
+    def __init__(self, prior: Prior, couplings: int = COUPLINGS) -> None:
+        """couplings: of the flow, the identity at first, that a prior without one gets; 0 for none. Codes of one number
+        have none: a coupling splits a code in two."""
+        super().__init__()
+        dim, flow = prior.latent_dim, prior.flow
+        self.mixture = dataclasses.replace(prior, flow=None)
+        count = couplings if dim > 1 else 0
+        orders = [torch.randperm(dim) for _ in range(count)] if flow is None else _tensor(flow.orders).long()
+        hidden = {} if flow is None else {"hidden": flow.inner.shape[1]}
+        self.couplings = [Coupling(order, **hidden) for order in orders]
+        self.layers = nn.ModuleList(self.couplings)
+        if flow is not None:
+            for number, layer in enumerate(self.couplings):
+                fitted = flow.inner, flow.inner_bias, flow.outer, flow.outer_bias
+                for name, array in zip(_PARAMETERS, fitted, strict=True):
+                    layer.get_parameter(name).data = _tensor(array[number])
+        scales = np.eye(dim)[None] if prior.scales is None else prior.scales.astype(np.float64)
+        spreads = np.ones_like(prior.means) if prior.spreads is None else prior.spreads
+        arrays: dict[str, NDArray[Any]] = {
+            "weights": np.log(prior.weights)[:, None],
+            "means": prior.means[:, None],
+            "whitening": np.linalg.inv(scales),
+            "spreads": spreads[:, None],
+            "basis": np.eye(dim) if flow is None else flow.basis,
+            "shift": np.zeros(dim) if flow is None else flow.shift,
+        }
+        for name, array in arrays.items():
+            self.register_buffer(name, _tensor(array.astype(np.float32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Draws of the mixture to codes, (n, latent_dim) each."""
+        for layer in self.couplings:
+            x = layer(x)
+        return self.shift + x @ self.basis.T
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(n, latent_dim) -> (n,), in nats."""
+        x = torch.linalg.solve(self.basis, (z - self.shift).T).T
+        volume = torch.linalg.slogdet(self.basis).logabsdet
+        for layer in reversed(self.couplings):
+            x, scales = layer.inverse(x)
+            volume = volume + scales
+        white = (x - self.means) @ self.whitening.transpose(1, 2) / self.spreads  # (K, n, latent_dim)
+        volumes = torch.linalg.slogdet(self.whitening).logabsdet[:, None] - self.spreads.log().sum(2)
+        constants = self.weights + volumes - z.shape[1] / 2 * math.log(2 * math.pi)
+        log_prob: Tensor = torch.logsumexp(constants - white.square().sum(2) / 2, 0) - volume
+        return log_prob
+
+    def to_prior(self) -> Prior:
+        """What `vae_runtime` samples from."""
+        if not self.couplings:
+            return self.mixture
+        flow = as_flow(self.couplings, self.basis.cpu().numpy(), self.shift.cpu().numpy())
+        return dataclasses.replace(self.mixture, flow=flow)
+
+
+_PARAMETERS = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array))
