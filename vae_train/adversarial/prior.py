@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vae_runtime.prior import Prior
-from vae_train.export.fit_flow import COUPLINGS, Coupling, as_flow
+from vae_train.export.fit_flow import COUPLINGS, HIDDEN, Coupling, as_flow
 
 
 class LearnedPrior(nn.Module):
     """A `vae_runtime.prior.Prior` whose flow is trained, while its mixture stays."""
 
-    weights: Tensor
-    """(K, 1): of the mixture, as logarithms"""
+    log_weights: Tensor
+    """(K, 1): of the mixture"""
     means: Tensor
     """(K, 1, latent_dim)"""
     whitening: Tensor
-    """(K, latent_dim, latent_dim) or (1, latent_dim, latent_dim): from deviations of the mixture to standard ones"""
+    """(K, latent_dim, latent_dim) or (1, latent_dim, latent_dim): the inverse of the mixture's scales"""
     spreads: Tensor
     """(K, 1, latent_dim)"""
     basis: Tensor
@@ -43,8 +43,8 @@ class LearnedPrior(nn.Module):
         self.mixture = dataclasses.replace(prior, flow=None)
         count = couplings if dim > 1 else 0
         orders = [torch.randperm(dim) for _ in range(count)] if flow is None else _tensor(flow.orders).long()
-        hidden = {} if flow is None else {"hidden": flow.inner.shape[1]}
-        self.couplings = [Coupling(order, **hidden) for order in orders]
+        hidden = HIDDEN if flow is None else flow.inner.shape[1]
+        self.couplings = [Coupling(order, hidden) for order in orders]
         self.layers = nn.ModuleList(self.couplings)
         if flow is not None:
             for number, layer in enumerate(self.couplings):
@@ -54,7 +54,7 @@ class LearnedPrior(nn.Module):
         scales = np.eye(dim)[None] if prior.scales is None else prior.scales.astype(np.float64)
         spreads = np.ones_like(prior.means) if prior.spreads is None else prior.spreads
         arrays: dict[str, NDArray[Any]] = {
-            "weights": np.log(prior.weights)[:, None],
+            "log_weights": np.log(prior.weights)[:, None],
             "means": prior.means[:, None],
             "whitening": np.linalg.inv(scales),
             "spreads": spreads[:, None],
@@ -79,7 +79,7 @@ class LearnedPrior(nn.Module):
             volume = volume + scales
         white = (x - self.means) @ self.whitening.transpose(1, 2) / self.spreads  # (K, n, latent_dim)
         volumes = torch.linalg.slogdet(self.whitening).logabsdet[:, None] - self.spreads.log().sum(2)
-        constants = self.weights + volumes - z.shape[1] / 2 * math.log(2 * math.pi)
+        constants = self.log_weights + volumes - z.shape[1] / 2 * math.log(2 * math.pi)
         log_prob: Tensor = torch.logsumexp(constants - white.square().sum(2) / 2, 0) - volume
         return log_prob
 

@@ -3,10 +3,9 @@ of its prior decode to faces.
 
 Each step draws new faces, which the critic tells from real ones, and reconstructs real faces from their codes, which
 keep their pictures by squared error and by features (as in VAE/GAN, Larsen et al. 2016). At the start the prior may
-learn, too, and then stays (`LearnedPrior`). So does the encoder, until the decoder is done: then it follows by the ELBO
-of the first stage. Everything random is a
-function of (seed, step), so that a run that was stopped continues exactly: on a CPU with the same number of threads, to
-the bit.
+learn, too, and then stays (`LearnedPrior`). The encoder stays until the decoder is done; then it follows by the ELBO of
+the first stage. Everything random is a function of (seed, step), so that a run that was stopped continues exactly: on a
+CPU with the same number of threads, to the bit.
 """
 
 from __future__ import annotations
