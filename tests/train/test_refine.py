@@ -221,13 +221,16 @@ def test_textures_have_the_covariance_of_patches_as_their_mean():
         torch.testing.assert_close(answers[:, 128:], (patches @ directions.T).abs().mean(1), rtol=1e-4, atol=1e-4)
 
 
-def test_a_checkpoint_without_its_moments_is_refused(networks, tmp_path, quick):
+def test_a_run_without_its_moments_or_its_first_prior_is_refused(networks, tmp_path, quick):
     run = tmp_path / "run"
     recipe.refine(SETTINGS, networks, start(), Prior.standard(8), run, CPU)
     saved = checkpoint.load_latest(run / CHECKPOINTS)[0]
     kept = {name: value for name, value in saved.tensors.items() if not name.startswith("moments.")}
     checkpoint.save(run / CHECKPOINTS, checkpoint.Checkpoint(saved.step + 1, saved.state, kept))
     with pytest.raises(CheckpointError, match="moments"):
+        recipe.refine(SETTINGS, networks, None, None, run, CPU)
+    (run / recipe.FIRST_PRIOR).unlink()
+    with pytest.raises(CheckpointError, match=recipe.FIRST_PRIOR):
         recipe.refine(SETTINGS, networks, None, None, run, CPU)
 
 

@@ -217,7 +217,7 @@ def refine(
         data = describe_data(faces, held_out, saved, run)
         test = torch.from_numpy(faces.pixels[held_out]).to(device)
         if start is None:
-            prior = Prior.load(run / FIRST_PRIOR)
+            prior = first_prior(run)
         elif prior is None:
             prior = fit_latents(start, faces, mirrored=True).prior
         setup = make_setup(config, prior, torch.from_numpy(faces.pixels[~held_out]).to(device), mixed)
@@ -274,6 +274,13 @@ def exported_prior(model: str) -> Prior | None:
     if PRIOR_FILE not in files:
         return None
     return Prior.from_bytes(read_verified(folder / PRIOR_FILE, files[PRIOR_FILE]), str(folder / PRIOR_FILE))
+
+
+def first_prior(run: Path) -> Prior:
+    """What a run began with; CheckpointError for a run of a version before, which did not keep it."""
+    if not (run / FIRST_PRIOR).is_file():
+        raise CheckpointError(f"{run} has no {FIRST_PRIOR}; start a new run from the exported model")
+    return Prior.load(run / FIRST_PRIOR)
 
 
 def train_until(end: int, state: State, setup: Setup, bar: tqdm[Any], stop: StopRequest) -> None:
