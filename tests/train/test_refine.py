@@ -335,9 +335,9 @@ def test_settings_out_of_range_are_named():
 
 
 def test_the_card_of_a_second_stage_names_its_command():
-    config = RefineConfig(start="anime-64", images=1000, fidelity=5.0)
+    config = RefineConfig(start="anime-64", images=1_234_567, fidelity=5.0)
     command = refine_command(config, "a.zip + my faces.zip", avatars=20)
-    assert command == "refine anime-64 --data a.zip --data 'my faces.zip' --images 1000 --fidelity 5"
+    assert command == "refine anime-64 --data a.zip --data 'my faces.zip' --images 1234567 --fidelity 5"
     assert refine_command(config, "avatars", avatars=20).startswith("refine anime-64 --data avatars --avatars 20 ")
 
 

@@ -115,7 +115,7 @@ faces = vae.sample(16, rng=0)
 ```bash
 python -m vae_train {made}
 ```
-{_SECOND_STAGE.format(encoder=_ENCODER[refined.follow > 0]) if refined else ""}
+{_second_stage(refined) if refined else ""}
 ## Figures
 
 On the held-out 5 % of the same source, at the end of training. Nats are per image: the sum of squared errors, or a
@@ -135,12 +135,18 @@ to judge people.
 
 _SECOND_STAGE = """
 This is the second stage: a projected GAN (Sauer et al. 2021) tuned the decoder on draws of the prior, so that new faces
-look like faces. {encoder} Reconstructions lose some fidelity to what the model had that it began with.
+look like faces. {prior}{encoder} Reconstructions lose some fidelity to what the model had that it began with.
 """
+_PRIOR = "The flow of the prior learned with it (Grover et al. 2018). "
 _ENCODER = {
     False: "The encoder is that of the model that it began with.",
     True: "At the end the encoder followed the decoder, so codes are not those of the model that it began with.",
 }
+
+
+def _second_stage(refined: RefineConfig) -> str:
+    """What the card says of it."""
+    return _SECOND_STAGE.format(prior=_PRIOR if refined.prior_images else "", encoder=_ENCODER[refined.follow > 0])
 
 
 def refine_command(refined: RefineConfig, data: str, avatars: int) -> str:
@@ -148,11 +154,16 @@ def refine_command(refined: RefineConfig, data: str, avatars: int) -> str:
     data."""
     changed = [f"--avatars {avatars}"] if data == AVATARS else []
     changed += [
-        f"{option(item.name)} {getattr(refined, item.name):g}"
+        f"{option(item.name)} {_plain(getattr(refined, item.name))}"
         for item in numbers()
         if item.name == "images" or getattr(refined, item.name) != item.default
     ]
     return f"refine {shlex.quote(refined.start)} {_sources(data)} {' '.join(changed)}"
+
+
+def _plain(value: float) -> str:
+    """A number as an option takes it: a count is never 1e+06."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _sources(data: str) -> str:
