@@ -62,6 +62,19 @@ def test_what_it_learned_is_what_the_runtime_samples(kind):
     np.testing.assert_allclose(changed.sample(50, rng=0), draws, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["mixture", "flow"])
+def test_a_flow_is_its_tensors(kind):
+    """A new flow orders the elements at random; one that is loaded has the order that was saved, wherever it lies."""
+    prior = make_prior(kind, 6)
+    learned, other = LearnedPrior(prior), LearnedPrior(prior)
+    for weights in learned.parameters():
+        torch.nn.init.normal_(weights)
+    other.load_state_dict(learned.state_dict(), assign=True)  # as if moved to another device
+    codes = torch.randn(20, 6)
+    torch.testing.assert_close(other(codes), learned(codes))
+    torch.testing.assert_close(other.to_prior().sample(20, rng=0), learned.to_prior().sample(20, rng=0))
+
+
 @pytest.mark.parametrize(("dim", "couplings"), [(1, 12), (4, 0)])
 def test_what_cannot_or_may_not_learn_stays(dim, couplings):
     prior = Prior.standard(dim)

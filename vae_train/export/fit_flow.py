@@ -31,14 +31,26 @@ _FLOOR = 1e-4  # of the variances along the principal directions
 class Coupling(nn.Module):
     """An affine coupling layer, see `vae_runtime.prior.flow.Flow`; the identity at initialization."""
 
+    order: Tensor
+    """(latent_dim,): the elements, those that stay first"""
+
     def __init__(self, order: Tensor, hidden: int = HIDDEN) -> None:
         super().__init__()
         half = len(order) // 2
         self.register_buffer("order", order)
-        self.kept, self.changed = order[:half], order[half:]
-        self.inner, self.outer = nn.Linear(half, hidden), nn.Linear(hidden, 2 * len(self.changed))
+        self.inner, self.outer = nn.Linear(half, hidden), nn.Linear(hidden, 2 * (len(order) - half))
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
+
+    @property
+    def kept(self) -> Tensor:
+        """The elements that stay."""
+        return self.order[: len(self.order) // 2]
+
+    @property
+    def changed(self) -> Tensor:
+        """The others."""
+        return self.order[len(self.order) // 2 :]
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, latent_dim) -> (n, latent_dim)"""
