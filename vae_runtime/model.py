@@ -398,8 +398,8 @@ class VAE:
     def fit_prior(self, images: Iterable[ImageSource], rng: Rng = 0) -> Prior:
         """A prior for your own pictures, at least 16: what `sample(16, prior=...)` draws from, without training.
 
-        images: any iterable of pictures; read lazily. The model's own prior is moved to their codes, or they get a
-        Gaussian or a mixture of their own: what gives held-out codes the highest density (see
+        images: any iterable of pictures; read lazily. The model's own prior is moved to their codes; without a second
+        stage, they may get a Gaussian or a mixture of their own: what gives held-out codes the highest density (see
         `vae_runtime.prior.fit_prior`). Takes seconds; keep it with `prior.save("mine.npz")` and load it with
         `VAE.load(prior="mine.npz")`. The pictures are drawn by the same decoder, so a style that the model has never
         seen stays out of reach. The same pictures and `rng` give the same prior.

@@ -100,6 +100,30 @@ def test_held_out_codes_decide_whether_the_prior_of_the_model_is_moved(rng):
         assert (prior.kind == base.kind and np.array_equal(prior.weights, base.weights)) == moves
 
 
+def test_a_tuned_prior_is_moved_by_how_codes_differ(rng, tmp_path):
+    """Draws of N(5, I) look like pictures whose codes are N(0, 4 I): codes of N(2, I) ask for N(2 + 5 / 2, I / 4)."""
+    dim = 6
+    tuned = Prior([1.0], np.full((1, dim), 5.0), None, None, None, np.zeros(dim), 4 * np.eye(dim))
+    mu, tight = rng.normal(size=(3000, dim)) + 2, np.full((3000, dim), -12.0)
+    prior, scores = fit_prior(mu, tight, base=Prior.load(tuned.save(tmp_path / "tuned.npz")))
+    assert scores["moved"] < max(scores.values()), "it is no density of these codes, and is moved nevertheless"
+    draws = prior.sample(20_000, 0)
+    np.testing.assert_allclose(draws.mean(0), 2 + 5 / 2, atol=0.2)
+    np.testing.assert_allclose(np.cov(draws.T), np.eye(dim) / 4, atol=0.05)
+    np.testing.assert_allclose(prior.code_mean, mu.mean(0), atol=1e-5)
+    np.testing.assert_allclose(prior.code_covariance, np.cov(mu.T), atol=0.1)
+    again = Frame.of(prior).move(mu, tight)
+    np.testing.assert_allclose(again.sample(10, 0), prior.sample(10, 0), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "given", [(np.zeros(3), None), (None, np.eye(3)), (np.zeros(2), np.eye(3)), (np.zeros(3), [1.0])]
+)
+def test_codes_of_another_shape_are_refused(given):
+    with pytest.raises(InputError, match="code_"):
+        Prior([1.0], np.zeros((1, 3)), None, None, None, *given)
+
+
 def test_the_same_codes_give_the_same_prior_and_one_that_can_be_saved(rng, tmp_path):
     mu, logvar = codes(rng, 100)
     first, again = fit_prior(mu, logvar)[0], fit_prior(mu, logvar)[0]

@@ -15,12 +15,19 @@ from vae_train.errors import UsageError
 from vae_train.evaluation.evaluate import evaluate, open_model
 from vae_train.export import fit_latents as posterior
 from vae_train.export.export import export, source_of
-from vae_train.export.fit_latents import Codes, encode, fit_directions, fit_prior
+from vae_train.export.fit_latents import Codes, encode, fit_directions, fit_prior, with_codes
 from vae_train.model.networks import VAE
 
 
 def codes(mu: np.ndarray, sigma: float) -> Codes:
     return Codes(mu.astype(np.float32), np.full(mu.shape, 2 * np.log(sigma), np.float32))
+
+
+def test_a_prior_that_is_kept_knows_the_codes(rng):
+    mu = rng.normal(size=(5000, 3)) * [1, 2, 3] + [4, 0, -1]
+    prior = with_codes(vae_runtime.Prior.standard(3), codes(mu, 0.5))
+    np.testing.assert_allclose(prior.code_mean, mu.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(prior.code_covariance, np.cov(mu.T) + 0.25 * np.eye(3), atol=1e-4)
 
 
 def test_one_gaussian_is_found_again(rng):

@@ -47,7 +47,9 @@ def fit_prior(
     mu, logvar: (n, latent_dim) of q(z|x), with at least `MIN_CODES` distinct rows. base: a prior of the same latents,
     for example the model's own. Candidates are a Gaussian blended with N(0, I), named by its weight ("0.5"), mixtures
     ("4 Gaussians"), and `base` under an affine map ("moved"), see `Frame`. A score is the mean log density of held-out
-    draws, in nats per code; the candidate with the highest score is fitted to all codes. Raises InputError.
+    draws, in nats per code; the candidate with the highest score is fitted to all codes. A `base` that was tuned with
+    its decoder (`Prior.code_mean`) is moved whatever the scores: nothing else decodes to faces as good. Raises
+    InputError.
     """
     means, log_variances = (
         as_codes(mu, name="mu").astype(np.float64),
@@ -76,7 +78,7 @@ def fit_prior(
         named["moved"] = _mean(
             frame.move(means[train], log_variances[train]).log_prob(draws[test]) for train, test in splits
         )
-        if named["moved"] > scores[blend, count]:
+        if base.code_mean is not None or named["moved"] > scores[blend, count]:
             return frame.move(means, log_variances), named
     standard = (blend, count) == (0, 1)
     prior = (
@@ -94,7 +96,8 @@ def _named(scores: dict[tuple[float, int], float]) -> dict[str, float]:
 
 
 class Frame(NamedTuple):
-    """A prior, with its mean and the symmetric root of its covariance, and the inverse of that root: (d,), (d, d)."""
+    """A prior, with the mean and the symmetric root of the covariance of its codes, and the inverse of that root: (d,),
+    (d, d)."""
 
     prior: Prior
     center: Floats
@@ -103,13 +106,16 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, prior: Prior) -> Frame:
-        """Estimated from draws."""
+        """By its own account of its codes, or estimated from draws."""
+        if prior.code_mean is not None and prior.code_covariance is not None:
+            covariance = prior.code_covariance.astype(np.float64)
+            return cls(prior, prior.code_mean.astype(np.float64), *_roots(covariance))
         draws = prior.sample(_BASE_DRAWS, 0).astype(np.float64)
         covariance = np.cov(draws.T) + _FLOOR * np.eye(draws.shape[1])
         return cls(prior, draws.mean(axis=0), *_roots(covariance))
 
     def move(self, mu: Floats, logvar: Floats) -> Prior:
-        """The image of the prior under the affine map that gives it the mean and the covariance of q(z|x).
+        """The image of the prior under the affine map that gives its codes the mean and the covariance of q(z|x).
 
         The covariance is shrunk toward a multiple of that of the prior (Ledoit and Wolf, in coordinates in which that
         is the identity), so that a few pictures are enough.
@@ -118,6 +124,9 @@ class Frame(NamedTuple):
         stretch, _ = _roots(ledoit_wolf((mu - self.center) @ self.whiten)[0] + noise)
         linear = self.root @ stretch @ self.whiten
         shift = mu.mean(axis=0) - linear @ self.center
+        if prior.code_mean is not None:
+            mean, half = mu.mean(axis=0).astype(np.float32), linear @ self.root
+            prior = dataclasses.replace(prior, code_mean=mean, code_covariance=(half @ half.T).astype(np.float32))
         if (flow := prior.flow) is not None:
             basis, center = (linear @ flow.basis).astype(np.float32), linear @ flow.shift + shift
             return dataclasses.replace(

@@ -29,6 +29,7 @@ MAX_COMPONENTS = 1024
 """Maximum number of components."""
 
 _MIXTURE = {"weights": ("f", 1), "means": ("f", 2), "scales": ("f", 3), "spreads": ("f", 2)}
+_CODES = {"code_mean": ("f", 1), "code_covariance": ("f", 2)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,12 @@ class Prior:
     spreads: Codes | None = None
     """(K, latent_dim), positive; None: ones."""
     flow: Flow | None = None
+    code_mean: Codes | None = None
+    """(latent_dim,): the mean of the codes of the pictures that the draws look like, where it is not that of the draws:
+    a prior that was tuned with a decoder is no density of codes any more. `fit_prior` then moves it by how codes
+    differ. None, as `code_covariance`: the draws are like codes."""
+    code_covariance: Codes | None = None
+    """(latent_dim, latent_dim)"""
 
     def __post_init__(self) -> None:
         for name in self._arrays():
@@ -70,10 +77,16 @@ class Prior:
             raise InputError(f"prior: spreads {self.spreads.shape}, expected {(count, dim)}, all positive")
         if self.flow is not None and self.flow.latent_dim != dim:
             raise InputError(f"prior: the flow has latent_dim {self.flow.latent_dim}, the mixture {dim}")
+        if (self.code_mean is None) != (self.code_covariance is None):
+            raise InputError("prior: code_mean and code_covariance, expected both or none")
+        if self.code_mean is not None and self.code_covariance is not None:
+            shapes = self.code_mean.shape, self.code_covariance.shape
+            if shapes != ((dim,), (dim, dim)):
+                raise InputError(f"prior: code_mean and code_covariance {shapes}, expected {((dim,), (dim, dim))}")
 
     def _arrays(self) -> dict[str, Codes]:
-        """The arrays of the mixture that are not None, by name."""
-        given = {name: getattr(self, name) for name in _MIXTURE}
+        """The arrays but the flow's that are not None, by name."""
+        given = {name: getattr(self, name) for name in _MIXTURE | _CODES}
         return {name: value for name, value in given.items() if value is not None}
 
     @classmethod
@@ -214,7 +227,8 @@ class Prior:
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Prior:
         """As `load`, from the bytes of the file. name: shown in errors."""
-        mixture = {key: kind for key, kind in _MIXTURE.items() if key in ("weights", "means") or _has(data, key)}
+        known = _MIXTURE | _CODES
+        mixture = {key: kind for key, kind in known.items() if key in ("weights", "means") or _has(data, key)}
         bent = ARRAYS if _has(data, "orders") else {}
         arrays = parse_arrays(data, name, mixture | bent)
         flow = Flow(**{key: arrays.pop(key) for key in bent}) if bent else None

@@ -7,6 +7,7 @@ section 4).
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -226,7 +227,8 @@ class Fitted(NamedTuple):
 def fit_latents(network: VAE, faces: Faces, mirrored: bool = False, prior: Prior | None = None) -> Fitted:
     """The prior, the directions and the attributes for a network and the source that it was trained on.
 
-    prior: one to keep, such as that of a second stage; by default, the best of those fitted here.
+    prior: one to keep, that of a second stage, which then knows the mean and the covariance of the codes; by default,
+    the best of those fitted here.
     mirrored: whether it was trained on mirrored pictures, too; classifiers, and a flow, which would overfit otherwise,
     are then fitted to the codes of both. A flow is not tried where the best mixture hardly improves on N(0, I). Fits
     run on one thread: their many small operations would wait for each other on a busy machine.
@@ -246,6 +248,7 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False, prior: Prior
         attributes = fit_attributes(np.stack([each.mu for each in views]), labels, test.mu, others)
         directions = fit_directions(train, pixels, labels, measure_hair=is_drawn)
         if prior is not None:
+            prior = with_codes(prior, train)
             return Fitted(prior, directions, attributes, {"kept": float(prior.log_prob(draw(test)).mean())})
         prior, scores = fit_prior(train, test)
     gain = max(scores.values()) - scores["unit"]
@@ -256,6 +259,12 @@ def fit_latents(network: VAE, faces: Faces, mirrored: bool = False, prior: Prior
         scores["flow"] = float(flow.log_prob(draw(test)).mean())
         prior = closest_prior(network, [prior, flow], pixels)
     return Fitted(prior, directions, attributes, scores)
+
+
+def with_codes(prior: Prior, codes: Codes) -> Prior:
+    """A prior with the mean and the covariance of the aggregated posterior."""
+    covariance = np.cov(codes.mu.T.astype(np.float64)) + np.diag(np.exp(codes.logvar.astype(np.float64)).mean(axis=0))
+    return dataclasses.replace(prior, code_mean=codes.mu.mean(axis=0), code_covariance=np.atleast_2d(covariance))
 
 
 @contextmanager
