@@ -30,6 +30,7 @@ def build_parser() -> Parser:
     parser = Parser(prog, "Train a VAE on faces, export it, measure it.", examples, default_verb="train")
     _add_train(parser, prog)
     _add_refine(parser, prog)
+    _add_average(parser)
     _add_export(parser)
     _add_evaluate(parser)
     _add_crop(parser)
@@ -83,6 +84,15 @@ def _add_refine(parser: Parser, prog: str) -> None:
     where.add_argument("--out", type=Path, help="the run's folder (default: runs/refined-MODEL)")
     where.add_argument("--resume", action="store_true", help="continue the run in --out with its settings")
     add_device(verb)
+
+
+def _add_average(parser: Parser) -> None:
+    text = "write the mean of the weights of runs of refine that began with one model"
+    verb = parser.add_verb(_TRAINING, "average", text, commands.average)
+    verb.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; the mean takes the first's place"
+    )
+    verb.add_argument("--out", type=Path, required=True, help="the folder of the new run")
 
 
 def _kind(item: dataclasses.Field[Any]) -> Callable[[str], Any]:

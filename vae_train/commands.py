@@ -18,7 +18,7 @@ from vae_runtime.cli.arguments import EXIT_FAILURE, program
 from vae_runtime.config import CARD_FILE, ENCODER_FILE, INVERSE_FILE, ModelConfig
 from vae_runtime.hub import HUB_PREFIX
 from vae_runtime.install import install_command
-from vae_train.adversarial.config import RefineConfig
+from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.config import (
     CONFIG_FILE,
     TrainConfig,
@@ -170,6 +170,20 @@ def refine(arguments: argparse.Namespace) -> int:
         return stop.exit_status
     again = f"{program('vae_train', 'anime-vae-train')} export {shlex.quote(str(folder))}"
     print(f"new faces: {folder / 'figures' / 'new_faces'}\ngraphs:    {again}")
+    return 0
+
+
+def average(given: argparse.Namespace) -> int:
+    for run in given.runs:
+        if not (run / REFINE_FILE).is_file():
+            raise UsageError(f"average: {run} is no run of refine")
+    check_run_folder(given.out, False, (given.out / CONFIG_FILE).is_file())
+
+    from vae_train.adversarial.average import average_runs
+
+    average_runs(given.runs, given.out)
+    export = f"{program('vae_train', 'anime-vae-train')} export {shlex.quote(str(given.out))}"
+    print(f"the mean of {len(given.runs)} runs: {given.out}\ngraphs: {export}")
     return 0
 
 

@@ -22,9 +22,11 @@ from vae_runtime.images import load_image
 from vae_runtime.prior import Prior
 from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
+from vae_train.adversarial.average import average_runs
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
 from vae_train.adversarial.matching import FeatureMoments, Textures
+from vae_train.adversarial.prior import LearnedPrior
 from vae_train.adversarial.refine import log_spectrum, pseudo_huber, spectrum_distance
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
@@ -39,6 +41,7 @@ from vae_train.model.networks import VAE, fold_batch_norm
 CPU = torch.device("cpu")
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 SETTINGS = RefineConfig(images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5, prior_images=8)
+FLOW = LearnedPrior(Prior.standard(8), 2).to_prior()
 
 
 @pytest.fixture
@@ -253,6 +256,32 @@ def test_the_prior_stays_unless_asked_and_then_learns_for_as_long_as_asked(netwo
     assert Prior.load(tmp_path / "stays" / PRIOR_FILE).is_standard
 
 
+def test_the_mean_of_runs_is_a_run(networks, tmp_path, quick):
+    runs, out = [tmp_path / name for name in "ab"], tmp_path / "mean"
+    for seed, run in enumerate(runs):
+        settings = dataclasses.replace(SETTINGS, seed=seed, follow=0)
+        recipe.refine(settings, networks, start(), FLOW, run, CPU)
+    assert main(["average", *map(str, runs), "--out", str(out)]) == 0
+    a, b, found = map(tensors, [*runs, out])
+    for name, value in found.items():
+        mean = name.startswith(("average.decoder.", "average_prior."))
+        expected = (a[name].double() + b[name].double()) / 2 if mean else a[name].double()
+        if not name.startswith(("model.decoder.", "prior.")):
+            torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+    for name in ("decoder.layers.0.weight", "decoder.layers.0.bias"):
+        assert torch.equal(found[f"model.{name}"], found[f"average.{name}"])
+    drawn, codes = Prior.load(out / PRIOR_FILE), np.zeros((1, 8), np.float32)
+    assert drawn.log_prob(codes) != Prior.load(runs[0] / PRIOR_FILE).log_prob(codes)
+    assert load_run(out)[1].step == 6
+    recipe.refine(dataclasses.replace(settings, seed=0, images=16), networks, None, None, out, CPU)
+    assert checkpoint.load_latest(out / CHECKPOINTS)[0].step == 8
+
+    recipe.refine(dataclasses.replace(SETTINGS, follow=0), networks, start(), Prior.standard(8), tmp_path / "c", CPU)
+    with pytest.raises(CheckpointError, match="/c: "):
+        average_runs([runs[0], tmp_path / "c"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_projection_is_fixed_and_in_unit_scale():
     channels = (4, 5, 6, 7)
     features = [torch.randn(8, n, 2 ** (4 - i), 2 ** (4 - i)) * 3 + 1 for i, n in enumerate(channels)]
@@ -315,6 +344,8 @@ def test_the_critic_scores_places_of_each_scale():
         "refine --out here --resume",
         "refine exported/anime-64 --data avatars --side 100",
         "refine exported/anime-64 --data avatars --images 0",
+        "average exported/anime-64 --out here",
+        "average --out here",
     ],
 )
 def test_bad_command_lines_touch_nothing(arguments, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,76 @@
+"""The mean of second stages that began with one model (Wortsman et al., "Model soups", 2022).
+
+They stay so near each other that the mean of their weights draws better than each of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vae_runtime.config import PRIOR_FILE
+from vae_train.adversarial.config import REFINE_FILE, RefineConfig
+from vae_train.adversarial.prior import LearnedPrior
+from vae_train.adversarial.refine import FIRST_PRIOR, first_prior
+from vae_train.config import CONFIG_FILE
+from vae_train.engine import checkpoint
+from vae_train.engine.checkpoint import Checkpoint
+from vae_train.engine.distributed import SINGLE_PROCESS
+from vae_train.engine.logger import METRICS_FILE
+from vae_train.engine.state import CHECKPOINTS
+from vae_train.engine.train import find_checkpoint
+from vae_train.errors import CheckpointError
+from vae_train.export.fit_flow import COUPLINGS
+
+_AVERAGED = {"average.decoder.": "model.decoder.", "average_prior.": "prior."}
+"""What is averaged, and where training goes on from it."""
+
+
+def average_runs(runs: Sequence[Path], out: Path) -> None:
+    """Write into `out` a run that stands where the first of `runs` does, with the mean of the averaged weights of all:
+    those of the decoder and of the prior's flow.
+
+    Encoder, critic and optimizers are those of the first. `export` takes the run, `refine --resume` goes on from it.
+    Raises CheckpointError for a run without a checkpoint, or with other networks or another mixture than the first.
+    """
+    saved = [_newest(run) for run in runs]
+    first = saved[0]
+    tensors = dict(first.tensors)
+    for name, value in first.tensors.items():
+        for averaged, trained in _AVERAGED.items():
+            if name.startswith(averaged):
+                found = [_like(value, name, other, run) for other, run in zip(saved, runs, strict=True)]
+                tensors[name] = torch.stack(found).mean(0, dtype=torch.float64).to(value.dtype)
+                tensors[trained + name.removeprefix(averaged)] = tensors[name].clone()
+    couplings = COUPLINGS if RefineConfig.load(runs[0]).prior_images else 0
+    prior = LearnedPrior(first_prior(runs[0]), couplings)
+    prior.load_state_dict(
+        {name.removeprefix("average_prior."): v for name, v in tensors.items() if name.startswith("average_prior.")}
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (CONFIG_FILE, REFINE_FILE, FIRST_PRIOR, METRICS_FILE):
+        shutil.copy(runs[0] / file, out / file)
+    prior.to_prior().save(out / PRIOR_FILE)
+    checkpoint.save(out / CHECKPOINTS, Checkpoint(first.step, first.state, tensors))
+
+
+def _newest(run: Path) -> Checkpoint:
+    saved = find_checkpoint(run, SINGLE_PROCESS)
+    if saved is None:
+        raise CheckpointError(f"{run}: has no checkpoint")
+    return saved
+
+
+def _like(value: Tensor, name: str, other: Checkpoint, run: Path) -> Tensor:
+    """The tensor of that name in another checkpoint; CheckpointError unless it is one of the same networks."""
+    found = other.tensors.get(name)
+    if found is None or found.shape != value.shape:
+        raise CheckpointError(f"{run}: has other networks than the first run")
+    flow = ".inner." in name or ".outer." in name
+    if name.startswith("average_prior.") and not flow and not torch.equal(found, value):
+        raise CheckpointError(f"{run}: has another mixture, or another flow, than the first run")
+    return found
