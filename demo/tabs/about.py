@@ -67,11 +67,12 @@ used for your answer and are not kept. Favorites stay in your browser.
 def figures(service: Service) -> str:
     """How the model was made, what runs it, and the metrics of the export, as a table in Markdown."""
     vae, config = service.vae, service.vae.config
-    prior = f"{vae.prior.kind}, fitted to the codes of those faces" if PRIOR_FILE in config.files else vae.prior.kind
+    tuned = "" if vae.prior.code_mean is None else ", then tuned with the decoder"
+    fitted = f", fitted to the codes of those faces{tuned}" if PRIOR_FILE in config.files else ""
     rows = {
         "Model": f"preset `{config.preset}`, id `{config.model_id}`",
         "Trained on": f"`{config.training_data.name}`",
-        "Where new faces come from": prior,
+        "Where new faces come from": vae.prior.kind + fitted,
         "Directions": ", ".join(service.directions),
         "Runs on": f"{vae.device}, ONNX Runtime {_onnxruntime()}",
         "Versions": f"anime-vae {__version__}, gradio {version('gradio')}, Python {sys.version.split()[0]}",
