@@ -481,9 +481,9 @@ class VAE:
     def invert(self, images: Images, mask: Masks | None = None, steps: int = 200, *, temperature: float = 1.0) -> Codes:
         """The most probable codes of pictures: argmax over z of p(x|z)^(1/temperature) p(z), float32 (n, latent_dim).
 
-        p(x|z) = N(decode(z), sigma^2 I) over the known pixels, with sigma of config.json; p(z) is `VAE.prior`. Starts
-        at the encoder's mu and takes `steps` steps of Adam, 0 to 10,000; deterministic. `vae.decode(vae.invert(noisy))`
-        denoises, because the decoder cannot draw noise.
+        p(x|z) = N(decode(z), sigma^2 I) over the known pixels, with sigma of config.json; p(z) is `VAE.prior.of_codes`.
+        Starts at the encoder's mu and takes `steps` steps of Adam, 0 to 10,000; deterministic.
+        `vae.decode(vae.invert(noisy))` denoises, because the decoder cannot draw noise.
 
         mask: what is hidden, None for nothing. A bool array (H, W), True where hidden; or a picture as `load_image`
         takes it, hidden where it is opaque if it has transparency, else where it is brighter than 127 (or 1, if all is
@@ -517,12 +517,14 @@ class VAE:
             raise InputError(f"side: got {side}, expected a divisor of the model's {self.image_size}")
         taken = check_count(steps, "steps", 0, inversion.MAX_STEPS)
         small, variance = prepare(images, side), self.config.sigma**2
-        return self.decode(inversion.upscale(small, self._mu, self.decoder, self.inverse, self.prior, variance, taken))
+        prior = self.prior.of_codes
+        return self.decode(inversion.upscale(small, self._mu, self.decoder, self.inverse, prior, variance, taken))
 
     def _invert(self, pixels: Pixels, hidden: NDArray[np.bool_], steps: int, temperature: float) -> Codes:
         taken = check_count(steps, "steps", 0, inversion.MAX_STEPS)
         variance = self.config.sigma**2 * check_number(temperature, "temperature", 1, 1e6)
-        return inversion.invert(pixels, hidden, self._mu, self.decode, self.inverse, self.prior, variance, taken)
+        prior = self.prior.of_codes
+        return inversion.invert(pixels, hidden, self._mu, self.decode, self.inverse, prior, variance, taken)
 
     def _mu(self, pixels: Pixels) -> Codes:
         return self.encode(pixels)[0]

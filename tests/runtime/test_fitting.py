@@ -116,6 +116,18 @@ def test_a_tuned_prior_is_moved_by_how_codes_differ(rng, tmp_path):
     np.testing.assert_allclose(again.sample(10, 0), prior.sample(10, 0), atol=0.1)
 
 
+def test_the_density_of_codes_is_the_gaussian_of_their_moments(rng):
+    root = rng.normal(size=(4, 4))
+    mean, covariance = rng.normal(size=4), root @ root.T + np.eye(4)
+    found = Prior([1.0], np.full((1, 4), 9.0), None, None, None, mean, covariance).of_codes
+    z = rng.normal(size=(7, 4))
+    pulled = np.einsum("ni,ij,nj->n", z - mean, np.linalg.inv(covariance), z - mean)
+    expected = -(pulled + np.linalg.slogdet(covariance)[1] + 4 * np.log(2 * np.pi)) / 2
+    np.testing.assert_allclose(found.log_prob(z.astype(np.float32)), expected, rtol=1e-4)
+    own = Prior.standard(4)
+    assert own.of_codes is own
+
+
 @pytest.mark.parametrize(
     "given", [(np.zeros(3), None), (None, np.eye(3)), (np.zeros(2), np.eye(3)), (np.zeros(3), [1.0])]
 )

@@ -118,6 +118,15 @@ class Prior:
         mean = self.weights.astype(np.float64) @ self.means
         return mean if self.flow is None else self.flow.forward(mean[None])[0]
 
+    @functools.cached_property
+    def of_codes(self) -> Prior:
+        """The density of the codes of pictures: this prior, or, if it was tuned, the Gaussian of `code_mean`."""
+        if self.code_mean is None or self.code_covariance is None:
+            return self
+        variances, directions = np.linalg.eigh(self.code_covariance.astype(np.float64))
+        scales = directions * np.sqrt(np.maximum(variances, 1e-6 * max(1.0, variances.max())))
+        return Prior(np.ones(1, np.float32), self.code_mean[None], scales[None].astype(np.float32))
+
     def sample(self, count: int, rng: Rng = None, temperature: float = 1.0, truncation: float | None = None) -> Codes:
         """Draw codes, float32 (count, latent_dim); the same seed gives the same bits.
 
