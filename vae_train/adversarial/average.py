@@ -14,8 +14,7 @@ from torch import Tensor
 
 from vae_runtime.config import PRIOR_FILE
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
-from vae_train.adversarial.prior import LearnedPrior
-from vae_train.adversarial.refine import FIRST_PRIOR, first_prior
+from vae_train.adversarial.refine import FIRST_PRIOR, first_prior, learned_prior
 from vae_train.config import CONFIG_FILE
 from vae_train.engine import checkpoint
 from vae_train.engine.checkpoint import Checkpoint
@@ -24,7 +23,6 @@ from vae_train.engine.logger import METRICS_FILE
 from vae_train.engine.state import CHECKPOINTS
 from vae_train.engine.train import find_checkpoint
 from vae_train.errors import CheckpointError
-from vae_train.export.fit_flow import COUPLINGS
 
 _AVERAGED = {"average.decoder.": "model.decoder.", "average_prior.": "prior."}
 """What is averaged, and where training goes on from it."""
@@ -46,8 +44,7 @@ def average_runs(runs: Sequence[Path], out: Path) -> None:
                 found = [_like(value, name, other, run) for other, run in zip(saved, runs, strict=True)]
                 tensors[name] = torch.stack(found).mean(0, dtype=torch.float64).to(value.dtype)
                 tensors[trained + name.removeprefix(averaged)] = tensors[name].clone()
-    couplings = COUPLINGS if RefineConfig.load(runs[0]).prior_images else 0
-    prior = LearnedPrior(first_prior(runs[0]), couplings)
+    prior = learned_prior(first_prior(runs[0]), RefineConfig.load(runs[0]))
     prior.load_state_dict(
         {name.removeprefix("average_prior."): v for name, v in tensors.items() if name.startswith("average_prior.")}
     )

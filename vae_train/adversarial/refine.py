@@ -283,6 +283,11 @@ def first_prior(run: Path) -> Prior:
     return Prior.load(run / FIRST_PRIOR)
 
 
+def learned_prior(prior: Prior, config: RefineConfig) -> LearnedPrior:
+    """The prior of a run, as it is at the start."""
+    return LearnedPrior(prior, COUPLINGS if config.prior_images else 0)
+
+
 def train_until(end: int, state: State, setup: Setup, bar: tqdm[Any], stop: StopRequest) -> None:
     """Steps of one kind up to number `end`. Raises Interrupted after the step in which `stop` received a signal."""
     started = looked = time.monotonic()
@@ -475,7 +480,7 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
         torch.manual_seed(config.seed)
         model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
         critic = Critic(setup.network.channels)
-        prior = LearnedPrior(setup.prior, COUPLINGS if config.prior_images else 0)
+        prior = learned_prior(setup.prior, config)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     prior.to(device)
