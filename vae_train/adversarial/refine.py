@@ -142,12 +142,10 @@ class Setup:
     textures: Textures
     real: Tensor
     """All training pictures, uint8 (N, 3, S, S), on the device."""
-    prior: Prior
-    """As it was at the start."""
     draws: Draws
-    """Of its mixture, before the flow."""
+    """Of the mixture of the prior, before its flow."""
     covered: Draws
-    """Of all of it: codes that it keeps likely while it learns."""
+    """Of the prior as it was at the start: codes that it keeps likely while it learns."""
     spectrum: Tensor
     """(3, S/8, S/8): the mean `log_spectrum` of batches of real pictures."""
     mixed: bool
@@ -470,7 +468,7 @@ def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) ->
     draws, covered = (Draws(of, config, real.device) for of in (dataclasses.replace(prior, flow=None), prior))
     textures = Textures().to(real.device)
     spectrum = mean_spectrum(real, config)
-    return Setup(config, network, matched, textures, real, prior, draws, covered, spectrum, mixed)
+    return Setup(config, network, matched, textures, real, draws, covered, spectrum, mixed)
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
@@ -480,7 +478,7 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
         torch.manual_seed(config.seed)
         model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
         critic = Critic(setup.network.channels)
-        prior = learned_prior(setup.prior, config)
+        prior = learned_prior(setup.covered.prior, config)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     prior.to(device)
