@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks parity | inference | training | refine | gpu."""
+"""The command line: python -m benchmarks parity | inference | training | refine | eyes | gpu."""
 
 from __future__ import annotations
 

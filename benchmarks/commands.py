@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import gpu, inference, parity, runtimes, second_stage, training
+from benchmarks import eyes, gpu, inference, parity, runtimes, second_stage, training
 from vae_runtime import VAE, ModelFileError
 from vae_runtime.cli.arguments import (
     EXIT_FAILURE,
@@ -27,6 +27,7 @@ from vae_runtime.config import CARD_FILE
 from vae_runtime.hub import resolve
 from vae_runtime.ort.devices import usable_cores
 from vae_train.config import make_config
+from vae_train.data.faces import load_faces
 from vae_train.data.sources import AVATARS, check_source
 from vae_train.engine.device import choose_device, describe_device
 from vae_train.errors import UsageError
@@ -70,6 +71,11 @@ def build_parser() -> Parser:
     add_device(verb)
     verb = parser.add_verb(_GROUP, "refine", "speed of the second stage, and where its time goes", run_refine)
     verb.add_argument("--repeats", type=integer(1, 10_000), default=20, help="steps, of which the median is shown")
+    add_device(verb)
+    verb = parser.add_verb(_GROUP, "eyes", "whether both eyes of new faces belong together", run_eyes)
+    verb.add_argument("model", nargs="?", help=_MODEL)
+    verb.add_argument("--data", action="append", required=True, help="aligned faces, as for training")
+    verb.add_argument("--count", type=integer(1, 1_000_000), default=2000, help="number of new faces")
     add_device(verb)
     text = "all of it on one device, and the second stage of training; each result is kept at once"
     verb = parser.add_verb(_GROUP, "gpu", text, run_gpu)
@@ -142,6 +148,13 @@ def run_training(arguments: argparse.Namespace) -> None:
 def run_refine(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     print(f"{describe_device(device)}\n\n{second_stage.as_table(second_stage.measure(device, arguments.repeats))}")
+
+
+def run_eyes(arguments: argparse.Namespace) -> None:
+    device = choose_device(arguments.device)
+    with VAE.load(arguments.model, device=arguments.device) as vae:
+        faces = load_faces(arguments.data, vae.image_size)
+        print(eyes.as_table(eyes.measure(vae, faces, arguments.count, device)))
 
 
 def run_gpu(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vae_runtime.prior import Flow, Prior
-from vae_train.adversarial.prior import LearnedPrior
+from vae_train.adversarial.prior import LearnedPrior, Reach
 
 
 def make_prior(kind: str, dim: int) -> Prior:
@@ -84,3 +84,17 @@ def test_what_cannot_or_may_not_learn_stays(dim, couplings):
     z = torch.randn(5, dim)
     torch.testing.assert_close(learned(z), z)
     np.testing.assert_allclose(learned.log_prob(z), prior.log_prob(z.numpy()), rtol=1e-5)
+
+
+def test_codes_that_go_astray_are_measured_by_their_mahalanobis_distance():
+    rng = np.random.default_rng(3)
+    codes = rng.normal(size=(4000, 5)) @ rng.normal(size=(5, 5)) + 2
+    reach = Reach(torch.from_numpy(codes.astype(np.float32)))
+    away = codes - codes.mean(0)
+    squared = (away @ np.linalg.inv(np.cov(codes, rowvar=False)) * away).sum(1)
+    np.testing.assert_allclose(reach.limit, np.quantile(squared, 0.99), rtol=1e-3)
+    far = torch.from_numpy((3 * away[:50] + codes.mean(0)).astype(np.float32))
+    expected = np.maximum(9 * squared[:50] / np.quantile(squared, 0.99) - 1, 0).mean()
+    np.testing.assert_allclose(reach(far), expected, rtol=1e-3)
+    near = torch.from_numpy(codes[squared < np.quantile(squared, 0.98)].astype(np.float32))
+    assert reach(near) == 0

@@ -32,10 +32,12 @@ class RefineConfig:
     features: float = _number(0.5, "weight of the feature distance of reconstructions", 0.0, 1e6)
     spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
     moments: float = _number(40.0, "weight of the distance of means and variances of features", 0.0, 1e6)
+    eyes: float = _number(0.0, "weight of how well both eyes match; for aligned faces", 0.0, 1e6)
     noise: float = _number(0.03, "deviation of the noise on what the critic sees; for flat drawings", 0.0, 1.0)
     prior_images: int = _number(0, "new faces at the start, with which the prior learns, too", 0, 1_000_000_000)
     prior_rate: float = _number(1e-3, "learning rate of the prior's Adam", 1e-8, 1.0)
     likelihood: float = _number(0.05, "weight of the density, while it learns, of what it drew before", 0.0, 1e6)
+    reach: float = _number(5.0, "weight of how far its codes go astray, while it learns", 0.0, 1e6)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
     decay: float = _number(0.0, "last part, over which the decoder's learning rate falls to a tenth", 0.0, 1.0)
     follow: int = _number(60_000, "pictures at the end, on which the encoder follows the decoder", 0, 1_000_000_000)
@@ -57,7 +59,9 @@ class RefineConfig:
             "feature_distance": self.features,
             "spectrum_distance": self.spectrum,
             "moment_distance": self.moments,
+            "eye_distance": self.eyes,
             "code_nll": self.likelihood,
+            "code_excess": self.reach,
         }
 
     @property

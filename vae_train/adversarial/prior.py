@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vae_runtime.prior import Prior
 from vae_train.export.fit_flow import COUPLINGS, HIDDEN, Coupling, as_flow
@@ -91,6 +92,35 @@ class LearnedPrior(nn.Module):
         return dataclasses.replace(self.mixture, flow=flow)
 
 
+class Reach(nn.Module):
+    """How far codes go astray: by how much their squared Mahalanobis distance is beyond that of nearly all codes of a
+    prior. The likelihood of what was drawn before keeps that covered, but lets single new codes go anywhere."""
+
+    mean: Tensor
+    whitening: Tensor
+    """(latent_dim, latent_dim)"""
+    limit: Tensor
+    """(): the squared distance of `_REACHED` of the codes is less."""
+
+    def __init__(self, codes: Tensor) -> None:
+        """codes: (n, latent_dim), n > latent_dim, of the prior at the start."""
+        super().__init__()
+        covariance = torch.cov(codes.double().T).reshape(codes.shape[1], -1)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))
+        self.register_buffer("mean", codes.mean(0))
+        self.register_buffer("whitening", whitening.float())
+        self.register_buffer("limit", torch.quantile(self.squared_distance(codes), _REACHED))
+
+    def squared_distance(self, z: Tensor) -> Tensor:
+        """(n, latent_dim) -> (n,)"""
+        return ((z - self.mean) @ self.whitening.T).square().sum(1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The mean excess of codes (n, latent_dim), in units of the limit: ()"""
+        return functional.relu(self.squared_distance(z) / self.limit - 1).mean()
+
+
+_REACHED = 0.99
 _PARAMETERS = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
 
 

@@ -32,9 +32,10 @@ from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Prior
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
+from vae_train.adversarial.eyes import EyeMatcher
 from vae_train.adversarial.features import FeatureNetwork, resized
 from vae_train.adversarial.matching import FeatureMoments, Textures
-from vae_train.adversarial.prior import LearnedPrior
+from vae_train.adversarial.prior import LearnedPrior, Reach
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
@@ -44,7 +45,7 @@ from vae_train.engine.distributed import SINGLE_PROCESS
 from vae_train.engine.held_out import evaluate_held_out
 from vae_train.engine.initial import load_initial
 from vae_train.engine.logger import Logger, make_bar, read_metrics
-from vae_train.engine.rng import REFINE, make_generator
+from vae_train.engine.rng import EYES, REFINE, make_generator
 from vae_train.engine.run_folder import (
     Interrupted,
     StopRequest,
@@ -73,6 +74,7 @@ WARM_UP = 60
 """First steps of a run, in which the critic learns alone."""
 
 _POOL = 65_536  # draws of the prior at a time
+_REACH = 20_000  # draws that their reach is measured on
 _POOL_USES = 4  # how often each of them is used, on average
 _IMITATION = 2000  # steps in which a new decoder learns to draw like the old one
 _BEFORE = 2**40  # numbers of steps for the random numbers of what happens before the first one
@@ -96,7 +98,9 @@ LOSSES = (
     "feature_distance",
     "spectrum_distance",
     "moment_distance",
+    "eye_distance",
     "code_nll",
+    "code_excess",
     "real_score",
     "drawn_score",
 )
@@ -118,6 +122,7 @@ class State:
     critic: Critic
     moments: nn.ModuleList
     """Of each kind of `Setup.statistics`."""
+    eyes: EyeMatcher
     optimizer: torch.optim.Adam
     """Of the decoder and of the prior."""
     critic_optimizer: torch.optim.Adam
@@ -146,14 +151,16 @@ class Setup:
     """Of the mixture of the prior, before its flow."""
     covered: Draws
     """Of the prior as it was at the start: codes that it keeps likely while it learns."""
+    reach: Reach
+    """Of the same."""
     spectrum: Tensor
     """(3, S/8, S/8): the mean `log_spectrum` of batches of real pictures."""
     mixed: bool
     """Whether decoder and critic multiply in bfloat16."""
 
-    def generator(self, step: int) -> torch.Generator:
+    def generator(self, step: int, purpose: int = REFINE) -> torch.Generator:
         """The random numbers of a step."""
-        return make_generator(self.config.seed, REFINE, step, self.real.device)
+        return make_generator(self.config.seed, purpose, step, self.real.device)
 
     def pictures(self, count: int, generator: torch.Generator) -> Tensor:
         """Some training pictures, float32 (count, 3, S, S) in [0, 1]."""
@@ -326,6 +333,7 @@ def train_step(state: State, setup: Setup) -> None:
         losses |= statistics_losses(state, setup, drawn, new.detach())
         if learns:
             losses["code_nll"] = -state.prior.log_prob(setup.covered(state.step, generator)).mean()
+            losses["code_excess"] = setup.reach(new)
         state.optimizer.zero_grad(set_to_none=True)
         torch.stack(
             [weight * losses[name] for name, weight in config.weights.items() if name in losses]
@@ -366,6 +374,8 @@ def reconstruction_losses(state: State, setup: Setup, found: Tensor, wanted: Ten
 def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) -> dict[str, Tensor]:
     """What makes new faces, (n, 3, S, S), alike to real ones in the mean: the spectrum and the moments of features."""
     losses = {"spectrum_distance": spectrum_distance(drawn, setup.spectrum)}
+    if setup.config.eyes:
+        losses["eye_distance"] = state.eyes.loss(drawn, setup.generator(state.step, EYES))
     if setup.config.moments and state.step % _INTERVAL == _INTERVAL // 2:
         with torch.no_grad():
             with setup.autocast():
@@ -468,7 +478,8 @@ def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) ->
     draws, covered = (Draws(of, config, real.device) for of in (dataclasses.replace(prior, flow=None), prior))
     textures = Textures().to(real.device)
     spectrum = mean_spectrum(real, config)
-    return Setup(config, network, matched, textures, real, draws, covered, spectrum, mixed)
+    reach = Reach(torch.from_numpy(prior.sample(_REACH, rng=config.seed))).to(real.device)
+    return Setup(config, network, matched, textures, real, draws, covered, reach, spectrum, mixed)
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
@@ -479,6 +490,7 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
         model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
         critic = Critic(setup.network.channels)
         prior = learned_prior(setup.covered.prior, config)
+        eyes = EyeMatcher().eval().requires_grad_(False)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     prior.to(device)
@@ -495,7 +507,7 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
     average_prior = copy.deepcopy(prior).requires_grad_(False)
-    networks_and_priors = model, average, prior, average_prior, critic, moments.to(device)
+    networks_and_priors = model, average, prior, average_prior, critic, moments.to(device), eyes.to(device)
     return State(*networks_and_priors, optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
@@ -510,6 +522,9 @@ def calibrate(state: State, setup: Setup) -> None:
     for moments, found in zip(state.moments, zip(*batches, strict=True), strict=True):
         assert isinstance(moments, FeatureMoments)
         moments.calibrate(torch.cat(found))
+    if setup.config.eyes:
+        with torch.enable_grad():
+            state.eyes.fit(setup.real, lambda step: setup.generator(_BEFORE + step, EYES))
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:
@@ -561,7 +576,7 @@ def restore(state: State, saved: Checkpoint) -> None:
     """Put a checkpoint into `state`; CheckpointError if it belongs to other networks."""
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved, "average")
-    for name in ("prior", "average_prior", "critic", "moments"):
+    for name in ("prior", "average_prior", "critic", "moments", "eyes"):
         tensors = {key.removeprefix(f"{name}."): v for key, v in saved.tensors.items() if key.startswith(f"{name}.")}
         try:
             _parts(state)[name].load_state_dict(tensors)
@@ -624,7 +639,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def _parts(state: State) -> dict[str, nn.Module]:
-    names = ("model", "average", "prior", "average_prior", "critic", "moments")
+    names = ("model", "average", "prior", "average_prior", "critic", "moments", "eyes")
     return {name: getattr(state, name) for name in names}
 
 
