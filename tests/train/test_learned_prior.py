@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from vae_runtime.prior import Flow, Prior
 from vae_train.adversarial.prior import LearnedPrior, Reach
+from vae_train.adversarial.refine import widened
 
 
 def make_prior(kind: str, dim: int) -> Prior:
@@ -84,6 +87,13 @@ def test_what_cannot_or_may_not_learn_stays(dim, couplings):
     z = torch.randn(5, dim)
     torch.testing.assert_close(learned(z), z)
     np.testing.assert_allclose(learned.log_prob(z), prior.log_prob(z.numpy()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "tied", "flow"])
+def test_a_wider_prior_draws_the_same_further_from_its_means(kind):
+    prior = dataclasses.replace(make_prior(kind, 5), flow=None)
+    away = [p.sample(40, rng=1) - p.sample(40, rng=1, temperature=0) for p in (prior, widened(prior, 1.5))]
+    np.testing.assert_allclose(away[1], 1.5 * away[0], rtol=1e-4, atol=1e-5)
 
 
 def test_codes_that_go_astray_are_measured_by_their_mahalanobis_distance():

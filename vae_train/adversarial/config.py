@@ -38,6 +38,7 @@ class RefineConfig:
     prior_rate: float = _number(1e-3, "learning rate of the prior's Adam", 1e-8, 1.0)
     likelihood: float = _number(0.05, "weight of the density, while it learns, of what it drew before", 0.0, 1e6)
     reach: float = _number(5.0, "weight of how far its codes go astray, while it learns", 0.0, 1e6)
+    widen: float = _number(1.0, "widths of the prior's Gaussians, in those at the start", 0.1, 10.0)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
     decay: float = _number(0.0, "last part, over which the decoder's learning rate falls to a tenth", 0.0, 1.0)
     follow: int = _number(60_000, "pictures at the end, on which the encoder follows the decoder", 0, 1_000_000_000)

@@ -225,6 +225,8 @@ def refine(
             prior = first_prior(run)
         elif prior is None:
             prior = fit_latents(start, faces, mirrored=True).prior
+        if start is not None:
+            prior = widened(prior, config.widen)
         setup = make_setup(config, prior, torch.from_numpy(faces.pixels[~held_out]).to(device), mixed)
         state = make_state(setup, networks, start)
         if saved is not None:
@@ -286,6 +288,12 @@ def first_prior(run: Path) -> Prior:
     if not (run / FIRST_PRIOR).is_file():
         raise CheckpointError(f"{run} has no {FIRST_PRIOR}; start a new run from the exported model")
     return Prior.load(run / FIRST_PRIOR)
+
+
+def widened(prior: Prior, factor: float) -> Prior:
+    """The same prior, its Gaussians wider by a factor: what has learned draws faces that are a little too alike."""
+    spreads = np.ones_like(prior.means) if prior.spreads is None else prior.spreads
+    return dataclasses.replace(prior, spreads=factor * spreads) if factor != 1 else prior
 
 
 def learned_prior(prior: Prior, config: RefineConfig) -> LearnedPrior:
