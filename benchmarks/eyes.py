@@ -20,8 +20,8 @@ _BATCH = 250
 
 
 def measure(vae: VAE, faces: Faces, count: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Of each kind of pictures: the median likeness of both eyes, the share that are less alike than `RARE` of the held-out
-    faces, and how often the eyes of a held-out face are the more alike ones (the area under the ROC curve).
+    """Of each kind of pictures: the median likeness of both eyes, the share that are less alike than `RARE` of the
+    held-out faces, and how often the eyes of a held-out face are the more alike ones (the area under the ROC curve).
 
     Of the held-out faces, of `count` new ones, and, as the other end of the scale, of the held-out faces with the right
     half of another. faces: those of the training, aligned as those of the model are.
