@@ -10,13 +10,11 @@ from vae_runtime import VAE
 from vae_train.adversarial.eyes import EyeMatcher
 from vae_train.data.faces import Faces
 from vae_train.engine.rng import EYES, make_generator
-from vae_train.model.tensors import to_unit
 
 SEED = 1000
 """Of the matcher: another than that of a second stage."""
 RARE = 0.1
 """Share of real faces whose eyes count as unlike."""
-_BATCH = 250
 
 
 def measure(vae: VAE, faces: Faces, count: int, device: torch.device) -> dict[str, dict[str, float]]:
@@ -37,7 +35,7 @@ def measure(vae: VAE, faces: Faces, count: int, device: torch.device) -> dict[st
     swapped = np.concatenate([kept[..., :half], np.roll(kept, 1, axis=0)[..., half:]], axis=3)
     new = np.ascontiguousarray(vae.sample(count, rng=1).transpose(0, 3, 1, 2))
     pictures = {"real faces, held out": kept, "new faces": new, "halves of two real faces": swapped}
-    found = {name: likeness(matcher, each, device) for name, each in pictures.items()}
+    found = {name: matcher.likeness(torch.from_numpy(each).to(device)).cpu().numpy() for name, each in pictures.items()}
     reference = found["real faces, held out"]
     return {name: compare(scores, reference) for name, scores in found.items()}
 
@@ -47,13 +45,6 @@ def compare(scores: NDArray[np.float32], reference: NDArray[np.float32]) -> dict
     below = (scores[:, None] < reference).mean() + (scores[:, None] == reference).mean() / 2
     unlike = (scores < np.quantile(reference, RARE)).mean()
     return {"median": float(np.median(scores)), "unlike": float(unlike), "behind": float(below)}
-
-
-@torch.no_grad()
-def likeness(matcher: EyeMatcher, pixels: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
-    """(n, 3, S, S) -> (n,), from -1 to 1."""
-    batches = torch.from_numpy(pixels).split(_BATCH)
-    return torch.cat([matcher(to_unit(batch.to(device))) for batch in batches]).cpu().numpy()
 
 
 def as_table(rows: dict[str, dict[str, float]]) -> str:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from vae_runtime.prior import Flow, Prior
-from vae_train.adversarial.prior import LearnedPrior, Reach
-from vae_train.adversarial.refine import widened
+from vae_train.adversarial.prior import LearnedPrior, Reach, widened
 
 
 def make_prior(kind: str, dim: int) -> Prior:

@@ -20,7 +20,7 @@ from vae_train.engine import checkpoint
 from vae_train.engine.checkpoint import Checkpoint
 from vae_train.engine.distributed import SINGLE_PROCESS
 from vae_train.engine.logger import METRICS_FILE
-from vae_train.engine.state import CHECKPOINTS
+from vae_train.engine.state import CHECKPOINTS, part_of
 from vae_train.engine.train import find_checkpoint
 from vae_train.errors import CheckpointError
 
@@ -45,9 +45,7 @@ def average_runs(runs: Sequence[Path], out: Path) -> None:
                 tensors[name] = torch.stack(found).mean(0, dtype=torch.float64).to(value.dtype)
                 tensors[trained + name.removeprefix(averaged)] = tensors[name].clone()
     prior = learned_prior(first_prior(runs[0]), RefineConfig.load(runs[0]))
-    prior.load_state_dict(
-        {name.removeprefix("average_prior."): v for name, v in tensors.items() if name.startswith("average_prior.")}
-    )
+    prior.load_state_dict(part_of(tensors, "average_prior"))
     out.mkdir(parents=True, exist_ok=True)
     for file in (CONFIG_FILE, REFINE_FILE, FIRST_PRIOR, METRICS_FILE):
         shutil.copy(runs[0] / file, out / file)

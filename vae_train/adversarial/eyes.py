@@ -79,8 +79,12 @@ class EyeMatcher(nn.Module):
             contrast(left, right, self.log_scale.exp()).backward()
             optimizer.step()
         self.eval().requires_grad_(False)
-        some = real[:: max(1, len(real) // _MEASURED)]
-        self.typical.copy_(torch.cat([self(to_unit(part)) for part in some.split(_BATCH)]).median())
+        self.typical.copy_(self.likeness(real[:: max(1, len(real) // _MEASURED)]).median())
+
+    @torch.no_grad()
+    def likeness(self, pixels: Tensor) -> Tensor:
+        """What `forward` says of any number of pictures, uint8 (n, 3, S, S): (n,)"""
+        return torch.cat([self(to_unit(batch)) for batch in pixels.split(_BATCH)])
 
 
 def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
@@ -90,8 +94,7 @@ def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
 
 
 def _block(channels: int, width: int, stride: int, norm: nn.Module) -> tuple[nn.Module, ...]:
-    kernel = 2 + stride if stride == 2 else 3
-    return nn.Conv2d(channels, width, kernel, stride, 1), norm, nn.SiLU()
+    return nn.Conv2d(channels, width, 2 + stride, stride, 1), norm, nn.SiLU()
 
 
 def _window(image: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -53,12 +53,11 @@ class LearnedPrior(nn.Module):
                 for name, array in zip(_PARAMETERS, fitted, strict=True):
                     layer.get_parameter(name).data = _tensor(array[number])
         scales = np.eye(dim)[None] if prior.scales is None else prior.scales.astype(np.float64)
-        spreads = np.ones_like(prior.means) if prior.spreads is None else prior.spreads
         arrays: dict[str, NDArray[Any]] = {
             "log_weights": np.log(prior.weights)[:, None],
             "means": prior.means[:, None],
             "whitening": np.linalg.inv(scales),
-            "spreads": spreads[:, None],
+            "spreads": _spreads(prior)[:, None],
             "basis": np.eye(dim) if flow is None else flow.basis,
             "shift": np.zeros(dim) if flow is None else flow.shift,
         }
@@ -92,6 +91,11 @@ class LearnedPrior(nn.Module):
         return dataclasses.replace(self.mixture, flow=flow)
 
 
+def widened(prior: Prior, factor: float) -> Prior:
+    """The same prior, its Gaussians wider by a factor: what has learned draws faces that are a little too alike."""
+    return dataclasses.replace(prior, spreads=factor * _spreads(prior)) if factor != 1 else prior
+
+
 class Reach(nn.Module):
     """How far codes go astray: by how much their squared Mahalanobis distance is beyond that of nearly all codes of a
     prior. The likelihood of what was drawn before keeps that covered, but lets single new codes go anywhere."""
@@ -122,6 +126,11 @@ class Reach(nn.Module):
 
 _REACHED = 0.99
 _PARAMETERS = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+
+
+def _spreads(prior: Prior) -> NDArray[np.float32]:
+    """(K, latent_dim), also where they are all one."""
+    return np.ones_like(prior.means) if prior.spreads is None else prior.spreads
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

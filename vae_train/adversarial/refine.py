@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from vae_train.adversarial.critic import Critic, augment, critic_loss, generator
 from vae_train.adversarial.eyes import EyeMatcher
 from vae_train.adversarial.features import FeatureNetwork, resized
 from vae_train.adversarial.matching import FeatureMoments, Textures
-from vae_train.adversarial.prior import LearnedPrior, Reach
+from vae_train.adversarial.prior import LearnedPrior, Reach, widened
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
@@ -54,7 +55,7 @@ from vae_train.engine.run_folder import (
     disk_may_refuse,
     lock_run,
 )
-from vae_train.engine.state import CHECKPOINTS, load_weights, optimizer_tensors, restore_optimizer
+from vae_train.engine.state import CHECKPOINTS, load_weights, optimizer_tensors, part_of, restore_optimizer
 from vae_train.engine.train import describe_data, find_checkpoint
 from vae_train.errors import CheckpointError, TrainingError, UsageError
 from vae_train.export.fit_flow import COUPLINGS
@@ -151,12 +152,16 @@ class Setup:
     """Of the mixture of the prior, before its flow."""
     covered: Draws
     """Of the prior as it was at the start: codes that it keeps likely while it learns."""
-    reach: Reach
-    """Of the same."""
     spectrum: Tensor
     """(3, S/8, S/8): the mean `log_spectrum` of batches of real pictures."""
     mixed: bool
     """Whether decoder and critic multiply in bfloat16."""
+
+    @functools.cached_property
+    def reach(self) -> Reach:
+        """Of the prior as it was at the start; measured only where a prior learns."""
+        codes = self.covered.prior.sample(_REACH, rng=self.config.seed)
+        return Reach(torch.from_numpy(codes)).to(self.real.device)
 
     def generator(self, step: int, purpose: int = REFINE) -> torch.Generator:
         """The random numbers of a step."""
@@ -233,6 +238,8 @@ def refine(
             restore(state, saved)
         elif start is not None:
             calibrate(state, setup)
+            if config.eyes:
+                state.eyes.fit(setup.real, lambda step: setup.generator(_BEFORE + step, EYES))
             imitate(state, start.to(device).eval(), setup)
             prior.save(run / FIRST_PRIOR)
         checkpoint.write(run / CONFIG_FILE, networks.to_json().encode())
@@ -288,12 +295,6 @@ def first_prior(run: Path) -> Prior:
     if not (run / FIRST_PRIOR).is_file():
         raise CheckpointError(f"{run} has no {FIRST_PRIOR}; start a new run from the exported model")
     return Prior.load(run / FIRST_PRIOR)
-
-
-def widened(prior: Prior, factor: float) -> Prior:
-    """The same prior, its Gaussians wider by a factor: what has learned draws faces that are a little too alike."""
-    spreads = np.ones_like(prior.means) if prior.spreads is None else prior.spreads
-    return dataclasses.replace(prior, spreads=factor * spreads) if factor != 1 else prior
 
 
 def learned_prior(prior: Prior, config: RefineConfig) -> LearnedPrior:
@@ -486,8 +487,7 @@ def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) ->
     draws, covered = (Draws(of, config, real.device) for of in (dataclasses.replace(prior, flow=None), prior))
     textures = Textures().to(real.device)
     spectrum = mean_spectrum(real, config)
-    reach = Reach(torch.from_numpy(prior.sample(_REACH, rng=config.seed))).to(real.device)
-    return Setup(config, network, matched, textures, real, draws, covered, reach, spectrum, mixed)
+    return Setup(config, network, matched, textures, real, draws, covered, spectrum, mixed)
 
 
 def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
@@ -530,9 +530,6 @@ def calibrate(state: State, setup: Setup) -> None:
     for moments, found in zip(state.moments, zip(*batches, strict=True), strict=True):
         assert isinstance(moments, FeatureMoments)
         moments.calibrate(torch.cat(found))
-    if setup.config.eyes:
-        with torch.enable_grad():
-            state.eyes.fit(setup.real, lambda step: setup.generator(_BEFORE + step, EYES))
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:
@@ -585,9 +582,8 @@ def restore(state: State, saved: Checkpoint) -> None:
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved, "average")
     for name in ("prior", "average_prior", "critic", "moments", "eyes"):
-        tensors = {key.removeprefix(f"{name}."): v for key, v in saved.tensors.items() if key.startswith(f"{name}.")}
         try:
-            _parts(state)[name].load_state_dict(tensors)
+            _parts(state)[name].load_state_dict(part_of(saved.tensors, name))
         except RuntimeError as error:
             message = f"the checkpoint's {name} is not that of this version; start a new run from the exported model"
             raise CheckpointError(message) from error

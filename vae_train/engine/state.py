@@ -118,12 +118,17 @@ def restore(state: State, saved: Checkpoint) -> None:
         torch.set_num_threads(threads)
 
 
+def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that are named "name.key", by key."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
 def load_weights(model: VAE, saved: Checkpoint, kind: Literal["model", "average"] = "average") -> None:
     """Put weights of a checkpoint into `model`; CheckpointError if they are those of another network.
 
     kind: the averaged weights, or the ones that were being trained.
     """
-    weights = {name[len(kind) + 1 :]: value for name, value in saved.tensors.items() if name.startswith(f"{kind}.")}
+    weights = part_of(saved.tensors, kind)
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != wanted:
         raise CheckpointError("the checkpoint holds the weights of another network than config.json describes")
