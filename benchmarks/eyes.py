@@ -1,4 +1,4 @@
-"""Whether the two eyes of new faces belong together, by a matcher that no training of theirs saw."""
+"""Whether the eyes of new faces are there and belong together, by networks that no training of theirs saw."""
 
 from __future__ import annotations
 
@@ -7,50 +7,60 @@ import torch
 from numpy.typing import NDArray
 
 from vae_runtime import VAE
-from vae_train.adversarial.eyes import EyeMatcher
+from vae_train.adversarial.eyes import Eyes
 from vae_train.data.faces import Faces
 from vae_train.engine.rng import EYES, make_generator
 
 SEED = 1000
-"""Of the matcher: another than that of a second stage."""
+"""Of the networks: another than that of a second stage."""
 RARE = 0.1
-"""Share of real faces whose eyes count as unlike."""
+"""Share of real faces whose eyes count as unlike, and as unclear."""
 
 
-def measure(vae: VAE, faces: Faces, count: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Of each kind of pictures: the median likeness of both eyes, the share that are less alike than `RARE` of the
-    held-out faces, and how often the eyes of a held-out face are the more alike ones (the area under the ROC curve).
+def measure(vae: VAE, faces: Faces, count: int, device: torch.device) -> dict[str, list[dict[str, float]]]:
+    """Of each kind of pictures, how alike both eyes are and how clearly the less clear one is seen: see `compare`.
 
     Of the held-out faces, of `count` new ones, and, as the other end of the scale, of the held-out faces with the right
     half of another. faces: those of the training, aligned as those of the model are.
     """
     held_out = faces.held_out()
     torch.manual_seed(SEED)
-    matcher = EyeMatcher().to(device)
-    real = torch.from_numpy(faces.pixels[~held_out]).to(device)
-    matcher.fit(real, lambda step: make_generator(SEED, EYES, step, device))
+    eyes = Eyes().to(device)
+    eyes.fit(
+        torch.from_numpy(faces.pixels[~held_out]).to(device), lambda step: make_generator(SEED, EYES, step, device)
+    )
 
     kept = faces.pixels[held_out]
     half = kept.shape[3] // 2
     swapped = np.concatenate([kept[..., :half], np.roll(kept, 1, axis=0)[..., half:]], axis=3)
     new = np.ascontiguousarray(vae.sample(count, rng=1).transpose(0, 3, 1, 2))
     pictures = {"real faces, held out": kept, "new faces": new, "halves of two real faces": swapped}
-    found = {name: matcher.likeness(torch.from_numpy(each).to(device)).cpu().numpy() for name, each in pictures.items()}
+    found = {name: _measured(eyes, each, device) for name, each in pictures.items()}
     reference = found["real faces, held out"]
-    return {name: compare(scores, reference) for name, scores in found.items()}
+    return {name: [compare(*each) for each in zip(scores, reference, strict=True)] for name, scores in found.items()}
 
 
 def compare(scores: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
-    """The three figures of `measure`, of likenesses (n,) against those of held-out faces (m,)."""
-    below = (scores[:, None] < reference).mean() + (scores[:, None] == reference).mean() / 2
-    unlike = (scores < np.quantile(reference, RARE)).mean()
-    return {"median": float(np.median(scores)), "unlike": float(unlike), "behind": float(below)}
+    """Of scores (n,) beside those of held-out faces (m,): their median, the share below `RARE` of the held-out faces,
+    and how often a held-out face has the higher one (the area under the ROC curve)."""
+    behind = (scores[:, None] < reference).mean() + (scores[:, None] == reference).mean() / 2
+    rare = (scores < np.quantile(reference, RARE)).mean()
+    return {"median": float(np.median(scores)), "rare": float(rare), "behind": float(behind)}
 
 
-def as_table(rows: dict[str, dict[str, float]]) -> str:
+def as_table(rows: dict[str, list[dict[str, float]]]) -> str:
     """Markdown."""
-    lines = ["| | likeness of both eyes, median | unlike | behind real ones |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {row['median']:.3f} | {row['unlike']:.1%} | {row['behind']:.3f} |" for name, row in rows.items()
+    lines = [
+        "| | alike, median | unlike | behind | clear, median | unclear | behind |",
+        "|---|---|---|---|---|---|---|",
     ]
+    for name, figures in rows.items():
+        cells = [f"{each['median']:.3f} | {each['rare']:.1%} | {each['behind']:.3f}" for each in figures]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _measured(eyes: Eyes, pictures: NDArray[np.uint8], device: torch.device) -> list[NDArray[np.float32]]:
+    """How alike, and how clear: (n,) each"""
+    clear, alike = eyes.measure(torch.from_numpy(pictures).to(device))
+    return [alike.cpu().numpy(), clear.cpu().numpy()]

@@ -1,30 +1,49 @@
-"""Which eyes belong together: the loss against its closed form, what is seen of a face, and what is learned."""
+"""Eyes that are there and belong together: the losses against their closed forms, what is seen of a face, and what is
+learned."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 import torch
 
 from vae_train.adversarial import eyes
-from vae_train.adversarial.eyes import EyeMatcher, contrast
+from vae_train.adversarial.eyes import EyeFinder, Eyes, contrast
 from vae_train.engine.rng import EYES, make_generator
 
-LEFT = (slice(None), slice(20, 34), slice(14, 30))
-"""Around the left eye of a face of 64x64 pixels."""
 
-
-def painted(colors):
+def painted(colors, down=0):
     """Gray faces (n, 3, 64, 64), the left eye in the first color, the right one in the second: (n, 2, 3)"""
     faces = torch.full((len(colors), 3, 64, 64), 0.5)
     for face, (left, right) in zip(faces, colors, strict=True):
-        face[LEFT] = left[:, None, None]
-        face[:, 20:34, 34:50] = right[:, None, None]
+        face[:, 20 + down : 34 + down, 14:30] = left[:, None, None]
+        face[:, 20 + down : 34 + down, 34:50] = right[:, None, None]
     return faces
 
 
-def matcher():
+def some_colors(count):
+    """Of eyes that belong together: (count, 2, 3)"""
+    return torch.rand(count, 1, 3, generator=torch.Generator().manual_seed(1)).round().repeat(1, 2, 1) * 0.9
+
+
+def untrained():
     torch.manual_seed(0)
-    return EyeMatcher().eval()
+    return Eyes().eval()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eyes, "_FOUND_STEPS", 40)
+        patch.setattr(eyes, "_STEPS", 15)
+        patch.setattr(eyes, "_FOUND_BATCH", 32)
+        patch.setattr(eyes, "_BATCH", 32)
+        model = untrained()
+        real = (255 * painted(some_colors(200))).byte()
+        model.fit(real, lambda step: make_generator(0, EYES, step))
+        return model
 
 
 def test_contrast_is_the_mean_cross_entropy_in_both_directions():
@@ -36,35 +55,63 @@ def test_contrast_is_the_mean_cross_entropy_in_both_directions():
     np.testing.assert_allclose(float(found), -np.mean(log_shares), rtol=1e-6)
 
 
-def test_a_mirrored_face_matches_as_well():
-    faces = torch.rand(3, 3, 64, 64)
-    model = matcher()
-    torch.testing.assert_close(model(faces), model(faces.flip(3)))
+def test_who_does_not_know_eyes_loses_the_logarithm_of_two():
+    finder, face = EyeFinder().eval(), torch.rand(2, 3, 64, 64)
+    torch.nn.init.zeros_(finder.layers[-1].weight)
+    torch.nn.init.zeros_(finder.layers[-1].bias)
+    torch.testing.assert_close(finder.loss(face), torch.tensor(math.log(2)))
 
 
-def test_only_the_eyes_are_seen():
-    face, model = torch.rand(1, 3, 64, 64, requires_grad=True), matcher()
-    model(face).sum().backward()
+def test_a_place_is_what_is_seen_there():
+    face, finder = torch.rand(1, 3, 64, 64, requires_grad=True), EyeFinder().eval()
+    finder(face)[0, 5, 7].backward()
     rows, columns = face.grad.abs().sum((0, 1)).nonzero().T
-    assert rows.min() >= 16  # 0.42 of the height, half of 0.31 of the width to both sides
-    assert rows.max() <= 37
-    assert set(columns.tolist()) == {c for c in range(64) if 11 <= c <= 31 or 32 <= c <= 52}
+    assert set(rows.tolist()) == set(range(10, 30))
+    assert set(columns.tolist()) == set(range(14, 34))
+    assert eyes._places(8, face.device)[[5, 7]].tolist() == [20, 24]
 
 
-def test_alike_eyes_are_learned_from_pairs_alone(monkeypatch):
-    monkeypatch.setattr(eyes, "_STEPS", 12)
-    monkeypatch.setattr(eyes, "_BATCH", 32)
-    rng = torch.Generator().manual_seed(1)
-    colors = torch.rand(400, 1, 3, generator=rng).repeat(1, 2, 1)
-    real, model = (255 * painted(colors)).byte(), matcher()
-    model.fit(real, lambda step: make_generator(0, EYES, step))
-    mixed = torch.stack([colors[:, 0], colors.roll(1, 0)[:, 0]], 1)
-    assert (model(painted(colors)) > model(painted(mixed))).float().mean() > 0.9
-    assert model.loss(painted(mixed), rng) > 3 * model.loss(painted(colors), rng)
-    assert not any(weight.requires_grad for weight in model.parameters())
+def test_a_mirrored_face_is_seen_alike():
+    faces, model = torch.rand(3, 3, 64, 64), untrained()
+    for found, mirrored in zip(model(faces), model(faces.flip(3)), strict=True):
+        torch.testing.assert_close(found, mirrored)
 
 
-def test_a_larger_picture_is_seen_alike():
-    face, model = painted(torch.rand(2, 2, 3)), matcher()
-    larger = torch.nn.functional.interpolate(face, scale_factor=2)
-    torch.testing.assert_close(model(larger), model(face), atol=0.02, rtol=0)
+def test_only_the_eyes_and_their_surroundings_are_seen():
+    face, model = torch.rand(1, 3, 64, 64, requires_grad=True), untrained()
+    torch.stack(model(face)).sum().backward()
+    rows = face.grad.abs().sum((0, 1, 3)).nonzero()
+    assert rows.min() >= 4
+    assert rows.max() < 50
+
+
+def test_eyes_are_found_where_they_are(trained):
+    for down in (0, 5):
+        seen, center = trained.finder.find(painted(some_colors(20), down))
+        assert (seen > 0).all()
+        torch.testing.assert_close(64 * center, torch.tensor([[22.0, 27.0 + down]]).expand(20, 2), atol=2.5, rtol=0)
+
+
+def test_eyes_that_are_missing_or_unlike_cost(trained):
+    colors = some_colors(60)
+    whole, unlike, missing = painted(colors), colors.clone(), painted(colors)
+    unlike[:, 1] = 0.9 - unlike[:, 1]
+    unlike = painted(unlike)
+    missing[:, :, :, 32:] = 0.5
+    (seen, alike), (_, not_alike), (not_seen, _) = (trained(faces) for faces in (whole, unlike, missing))
+    assert (seen > not_seen).all()
+    assert (alike > not_alike).float().mean() > 0.9
+    loss = [float(trained.loss(faces, torch.Generator().manual_seed(0))) for faces in (whole, unlike, missing)]
+    assert min(loss[1:]) > 3 * loss[0]
+
+
+def test_what_was_learned_stays(trained):
+    assert not any(weight.requires_grad for weight in trained.parameters())
+    assert not trained.training
+
+
+def test_a_larger_picture_is_seen_alike(trained):
+    face = painted(some_colors(4))
+    larger = torch.nn.functional.interpolate(face, scale_factor=2, mode="bilinear")
+    for found, wanted, tolerance in zip(trained(larger), trained(face), (1.0, 0.05), strict=True):
+        torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)

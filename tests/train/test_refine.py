@@ -50,6 +50,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(recipe, "WARM_UP", 1)
     monkeypatch.setattr(recipe, "_IMITATION", 2)
     monkeypatch.setattr(recipe, "_POOL", 8)
+    monkeypatch.setattr(eyes, "_FOUND_STEPS", 2)
+    monkeypatch.setattr(eyes, "_FOUND_BATCH", 8)
     monkeypatch.setattr(eyes, "_STEPS", 2)
     monkeypatch.setattr(eyes, "_BATCH", 8)
 

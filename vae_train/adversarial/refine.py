@@ -33,7 +33,7 @@ from vae_runtime.ort.verify import read_verified
 from vae_runtime.prior import Prior
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
 from vae_train.adversarial.critic import Critic, augment, critic_loss, generator_loss
-from vae_train.adversarial.eyes import EyeMatcher
+from vae_train.adversarial.eyes import Eyes
 from vae_train.adversarial.features import FeatureNetwork, resized
 from vae_train.adversarial.matching import FeatureMoments, Textures
 from vae_train.adversarial.prior import LearnedPrior, Reach, widened
@@ -123,7 +123,7 @@ class State:
     critic: Critic
     moments: nn.ModuleList
     """Of each kind of `Setup.statistics`."""
-    eyes: EyeMatcher
+    eyes: Eyes
     optimizer: torch.optim.Adam
     """Of the decoder and of the prior."""
     critic_optimizer: torch.optim.Adam
@@ -498,7 +498,7 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
         model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
         critic = Critic(setup.network.channels)
         prior = learned_prior(setup.covered.prior, config)
-        eyes = EyeMatcher().eval().requires_grad_(False)
+        eyes = Eyes().eval().requires_grad_(False)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     prior.to(device)
