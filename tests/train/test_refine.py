@@ -100,6 +100,16 @@ def test_a_run_that_was_stopped_continues_to_the_bit(phase, last, networks, tmp_
     assert (whole / "metrics.jsonl").read_text().count("\n") == (parts / "metrics.jsonl").read_text().count("\n")
 
 
+def test_before_the_first_step_a_signal_ends_a_run_at_once(networks, tmp_path, quick, monkeypatch):
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(recipe, "imitate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.refine(SETTINGS, networks, start(), FLOW, tmp_path / "run", CPU)
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+
+
 def test_the_decoder_is_tuned_then_the_encoder_follows(networks, tmp_path, quick, monkeypatch):
     before, decoders, step = start().state_dict(), [], recipe.follow_step
 

@@ -33,7 +33,7 @@ _SEARCHED = slice(4, 50), slice(0, 42)  # rows and columns in which the left eye
 _NEAR, _FAR = 3.0, 9.0  # places within so many pixels of an eye's usual place are eyes, those beyond the other are not
 _FOUND_BATCH = 64
 _FOUND_STEPS = 400
-_CLEARLY = 0.1  # weight of how clearly eyes are seen, in nats
+_CLEARLY = 0.5  # weight of how clearly eyes are seen, in nats
 
 _WINDOW = 0.31  # what the matcher sees of each eye, in widths
 _SIDE = 24  # at which it is seen, in pixels

@@ -219,7 +219,7 @@ def refine(
     """
     networks = dataclasses.replace(networks, precision=choose_precision(networks.precision, device))
     mixed, warned = networks.precision == "bfloat16", set[Path]()
-    with lock_run(run, SINGLE_PROCESS), catch_signals(SINGLE_PROCESS) as stop, advise_on_memory(networks, device):
+    with lock_run(run, SINGLE_PROCESS), advise_on_memory(networks, device):
         saved = find_checkpoint(run, SINGLE_PROCESS) if start is None else None
         faces = load_faces(networks.data, networks.image_size, networks.avatars, networks.seed)
         faces.check_trainable(config.batch_size)
@@ -247,7 +247,8 @@ def refine(
 
         epoch = max(1, len(setup.real) // config.batch_size)
         logger = Logger(run, [line for line in read_metrics(run) if line["step"] <= state.step], False)
-        with make_bar(config.steps * config.batch_size, state.step * config.batch_size) as bar:
+        pictures = config.steps * config.batch_size, state.step * config.batch_size
+        with catch_signals(SINGLE_PROCESS) as stop, make_bar(*pictures) as bar:
             while state.step < config.steps:
                 part = config.steps if follows(state, config) else config.adversarial_steps
                 try:
