@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from vae_runtime.prior import Prior
-from vae_train.adversarial import refine
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import critic_loss
-from vae_train.adversarial.refine import Setup, State
+from vae_train.adversarial.state import Setup, State, make_setup, make_state
+from vae_train.adversarial.steps import WARM_UP, train_step
 from vae_train.config import TrainConfig, make_config
 from vae_train.engine.device import choose_precision
 from vae_train.model.networks import VAE
@@ -62,9 +62,9 @@ def measure(device: torch.device, repeats: int = 20) -> dict[str, float]:
             critic_loss(scores, scores).backward()
 
     def step() -> None:
-        refine.train_step(state, setup)
+        train_step(state, setup)
 
-    for _ in range(refine.WARM_UP + 2):
+    for _ in range(WARM_UP + 2):
         step()
     parts: dict[str, Callable[[], None]] = {
         "step": step,
@@ -101,6 +101,6 @@ def _prepare(device: torch.device) -> tuple[Setup, State]:
     mixed = choose_precision("auto", device) == "bfloat16"
     pixels = np.random.default_rng(0).integers(0, 256, (FACES, 3, networks.image_size, networks.image_size), np.uint8)
     prior = Prior.standard(networks.latent_dim)
-    setup = refine.make_setup(config, prior, torch.from_numpy(pixels).to(device), mixed)
+    setup = make_setup(config, prior, torch.from_numpy(pixels).to(device), mixed)
     start = VAE.from_config(networks)
-    return setup, refine.make_state(setup, networks, start)
+    return setup, make_state(setup, networks, start)

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 
 from vae_train.__main__ import main
 from vae_train.adversarial import refine as recipe
+from vae_train.adversarial import state, steps
 from vae_train.export import quantize
 
 COMMANDS = sorted({line for page in PAGES for line in commands_of(page)})
@@ -72,8 +73,9 @@ def place(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / name / "archive")
     rows = [f"{index:02d}.png,{('red', 'blue')[index % 2]}" for index in range(40)]
     (tmp_path / "labels.csv").write_text("\n".join(["file_name,hair", *rows]) + "\n")
-    for name, value in {"WARM_UP": 1, "_IMITATION": 2, "_POOL": 8}.items():
-        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(steps, "WARM_UP", 1)
+    monkeypatch.setattr(recipe, "_IMITATION", 2)
+    monkeypatch.setattr(state, "_POOL", 8)
     monkeypatch.setattr(quantize, "BATCHES", (1,))
     monkeypatch.chdir(tmp_path)
     return tmp_path

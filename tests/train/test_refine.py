@@ -21,14 +21,15 @@ from vae_runtime.config import PRIOR_FILE
 from vae_runtime.images import load_image
 from vae_runtime.prior import Prior
 from vae_train.__main__ import main
-from vae_train.adversarial import eyes
+from vae_train.adversarial import eyes, state, steps
 from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.average import average_runs
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
 from vae_train.adversarial.matching import FeatureMoments, Textures
 from vae_train.adversarial.prior import LearnedPrior
-from vae_train.adversarial.refine import log_spectrum, pseudo_huber, spectrum_distance
+from vae_train.adversarial.spectrum import log_spectrum, spectrum_distance
+from vae_train.adversarial.steps import pseudo_huber
 from vae_train.config import TrainConfig
 from vae_train.engine import checkpoint
 from vae_train.engine.run_folder import Interrupted
@@ -47,9 +48,9 @@ FLOW = LearnedPrior(Prior.standard(8), 2).to_prior()
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(recipe, "WARM_UP", 1)
+    monkeypatch.setattr(steps, "WARM_UP", 1)
     monkeypatch.setattr(recipe, "_IMITATION", 2)
-    monkeypatch.setattr(recipe, "_POOL", 8)
+    monkeypatch.setattr(state, "_POOL", 8)
     monkeypatch.setattr(eyes, "_FOUND_STEPS", 2)
     monkeypatch.setattr(eyes, "_FOUND_BATCH", 8)
     monkeypatch.setattr(eyes, "_STEPS", 2)

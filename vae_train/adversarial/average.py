@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vae_runtime.config import PRIOR_FILE
 from vae_train.adversarial.config import REFINE_FILE, RefineConfig
-from vae_train.adversarial.refine import FIRST_PRIOR, first_prior, learned_prior
+from vae_train.adversarial.refine import FIRST_PRIOR, first_prior
+from vae_train.adversarial.state import learned_prior
 from vae_train.config import CONFIG_FILE
 from vae_train.engine import checkpoint
 from vae_train.engine.checkpoint import Checkpoint

@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vae_train.adversarial.features import resized
-from vae_train.model.tensors import to_unit
+from vae_train.model.tensors import thinned, to_unit
 
 _CENTER = 0.34, 0.42  # of the left eye in an aligned face, in widths and heights; the other one is its mirror image
 _GAIN = 0.12  # standard deviation of the logarithm of each color channel, while both networks learn
@@ -141,7 +141,7 @@ class Eyes(nn.Module):
             _, (left, right) = self._look(_some(real, _BATCH, generator), generator)
             _update(optimizer, contrast(left, right, self.matcher.log_scale.exp()))
         self.eval().requires_grad_(False)
-        seen, alike = self.measure(real[:: max(1, len(real) // _MEASURED)])
+        seen, alike = self.measure(thinned(real, _MEASURED))
         self.clear.copy_(seen.quantile(0.25))
         self.typical.copy_(alike.median())
 

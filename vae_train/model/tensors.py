@@ -22,3 +22,8 @@ def to_pixels(images: Tensor) -> Pixels:
     if images.dtype != torch.uint8:
         images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def thinned(pictures: Tensor, count: int) -> Tensor:
+    """Up to `count` of many pictures, at even distances."""
+    return pictures[:: max(1, len(pictures) // count)][:count]
