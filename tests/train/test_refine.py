@@ -103,11 +103,14 @@ def test_a_run_that_was_stopped_continues_to_the_bit(phase, last, networks, tmp_
 
 def test_before_the_first_step_a_signal_ends_a_run_at_once(networks, tmp_path, quick, monkeypatch):
     def interrupted(*arguments):
-        signal.raise_signal(signal.SIGINT)
+        handlers.append(signal.getsignal(signal.SIGINT))
+        raise KeyboardInterrupt
 
+    handlers = [signal.getsignal(signal.SIGINT)]
     monkeypatch.setattr(recipe, "imitate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recipe.refine(SETTINGS, networks, start(), FLOW, tmp_path / "run", CPU)
+    assert handlers[0] == handlers[1]
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
 
 
