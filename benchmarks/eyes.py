@@ -26,9 +26,8 @@ def measure(vae: VAE, faces: Faces, count: int, device: torch.device) -> dict[st
     held_out = faces.held_out()
     torch.manual_seed(SEED)
     eyes = Eyes().to(device)
-    eyes.fit(
-        torch.from_numpy(faces.pixels[~held_out]).to(device), lambda step: make_generator(SEED, EYES, step, device)
-    )
+    real = torch.from_numpy(faces.pixels[~held_out]).to(device)
+    eyes.fit(real, lambda step: make_generator(SEED, EYES, step, device))
 
     kept = faces.pixels[held_out]
     half = kept.shape[3] // 2

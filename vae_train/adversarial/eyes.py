@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vae_train.adversarial.features import resized
-from vae_train.model.tensors import thinned, to_unit
+from vae_train.model.tensors import pick, thinned, to_unit
 
 _CENTER = 0.34, 0.42  # of the left eye in an aligned face, in widths and heights; the other one is its mirror image
 _GAIN = 0.12  # standard deviation of the logarithm of each color channel, while both networks learn
@@ -65,8 +65,7 @@ class EyeFinder(nn.Module):
         and heights (n, 2)."""
         image = image.float()
         rows, columns = _SEARCHED
-        seen = image if image.shape[-1] == _FOUND_SIDE else resized(image, _FOUND_SIDE)
-        logits = self(seen[:, :, rows, columns])
+        logits = self(resized(image, _FOUND_SIDE)[:, :, rows, columns])
         shares = logits.detach().flatten(1).softmax(1).reshape(logits.shape)
         x, y = (_places(count, image.device) for count in (logits.shape[2], logits.shape[1]))
         center = torch.stack([columns.start + shares.sum(1) @ x, rows.start + shares.sum(2) @ y], 1)
@@ -194,8 +193,7 @@ def _window(image: Tensor, center: Tensor, generator: torch.Generator | None) ->
 
 def _some(real: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Some real faces in slightly other colors: uint8 (N, 3, S, S) -> (count, 3, S, S) in [0, 1]"""
-    chosen = torch.randint(0, len(real), (count,), generator=generator, device=real.device)
-    return (to_unit(real[chosen]) * torch.exp(_GAIN * _normal((count, 3, 1, 1), generator))).clamp(0, 1)
+    return (to_unit(pick(real, count, generator)) * torch.exp(_GAIN * _normal((count, 3, 1, 1), generator))).clamp(0, 1)
 
 
 def _steps(network: nn.Module, count: int, description: str) -> Iterator[tuple[int, torch.optim.AdamW]]:

@@ -186,7 +186,9 @@ class FeatureNetwork(nn.Module):
 
 
 def resized(image: Tensor, side: int) -> Tensor:
-    """(n, 3, S, S) in [0, 1], resampled bicubically to `side` pixels, in [0, 1]."""
+    """(n, 3, S, S) in [0, 1], resampled bicubically to `side` pixels, in [0, 1]; as it is if it has them."""
+    if image.shape[-1] == side:
+        return image
     return functional.interpolate(image, size=(side, side), mode="bicubic", align_corners=False).clamp(0, 1)
 
 

@@ -1,5 +1,5 @@
-"""The second stage: a projected GAN (Sauer et al. 2021) tunes the decoder of a trained VAE until draws
-of its prior decode to faces.
+"""The second stage: a projected GAN (Sauer et al. 2021) tunes the decoder of a trained VAE until draws of its
+prior decode to faces.
 
 Each step draws new faces, which the critic tells from real ones, and reconstructs real faces from their codes, which
 keep their pictures by squared error and by features (as in VAE/GAN, Larsen et al. 2016). At the start the prior may
@@ -111,8 +111,10 @@ def refine(
 
         epoch = max(1, len(setup.real) // config.batch_size)
         logger = Logger(run, [line for line in read_metrics(run) if line["step"] <= state.step], False)
-        pictures = config.steps * config.batch_size, state.step * config.batch_size
-        with catch_signals(SINGLE_PROCESS) as stop, make_bar(*pictures) as bar:
+        with (
+            catch_signals(SINGLE_PROCESS) as stop,
+            make_bar(config.steps * config.batch_size, state.step * config.batch_size) as bar,
+        ):
             while state.step < config.steps:
                 part = config.steps if follows(state, config) else config.adversarial_steps
                 try:

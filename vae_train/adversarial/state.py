@@ -32,12 +32,12 @@ from vae_train.errors import CheckpointError, TrainingError
 from vae_train.export.fit_flow import COUPLINGS
 from vae_train.model.exported import with_fine_decoder
 from vae_train.model.networks import VAE
-from vae_train.model.tensors import CHANNELS_LAST, to_unit
+from vae_train.model.tensors import CHANNELS_LAST, pick, to_unit
 
 _POOL = 65_536  # draws of the prior at a time
-_REACH = 20_000  # draws that their reach is measured on
 _POOL_USES = 4  # how often each of them is used, on average
-_MATCHED_SIDE = 160  # at which their network sees pictures
+_REACH = 20_000  # draws that the reach of the first prior is measured on
+_MATCHED_SIDE = 160  # at which the network whose moments are matched sees pictures
 _MATCHED_DIRECTIONS = 256, 0  # of the features of the network and of textures
 _MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
 
@@ -118,7 +118,7 @@ class Setup:
 
     def pictures(self, count: int, generator: torch.Generator) -> Tensor:
         """Some training pictures, float32 (count, 3, S, S) in [0, 1]."""
-        return to_unit(self.real[_indices(len(self.real), count, generator)])
+        return to_unit(pick(self.real, count, generator))
 
     def features(self, image: Tensor) -> list[Tensor]:
         """What the feature network finds in pictures of any size."""
@@ -151,7 +151,7 @@ class Draws:
         if number != self._number:
             codes = self.prior.sample(_POOL, rng=np.random.default_rng([self.config.seed, number]))
             self._number, self._pool = number, torch.from_numpy(codes).to(self.device)
-        return self._pool[_indices(_POOL, self.config.batch_size, generator)]
+        return pick(self._pool, self.config.batch_size, generator)
 
 
 def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) -> Setup:
@@ -242,7 +242,3 @@ def _parts(state: State) -> dict[str, nn.Module]:
 def _optimizers(state: State) -> dict[str, torch.optim.Adam]:
     names = ("optimizer", "critic_optimizer", "encoder_optimizer")
     return {name: getattr(state, name) for name in names}
-
-
-def _indices(count: int, size: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, count, (size,), generator=generator, device=generator.device)

@@ -16,7 +16,7 @@ from vae_train.model.networks import VAE, reparameterize
 
 WARM_UP = 60
 """First steps of a run, in which the critic learns alone."""
-_TEXTURES = 0.25  # weight of their means; at 1 contrast swung
+_TEXTURES = 0.25  # weight of the means of textures; at 1 contrast swung
 _FAR = 0.05  # distance of moments from which on it grows like its root
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 

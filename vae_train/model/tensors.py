@@ -27,3 +27,8 @@ def to_pixels(images: Tensor) -> Pixels:
 def thinned(pictures: Tensor, count: int) -> Tensor:
     """Up to `count` of many pictures, at even distances."""
     return pictures[:: max(1, len(pictures) // count)][:count]
+
+
+def pick(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of many rows at random, with replacement; all on the device of `generator`."""
+    return rows[torch.randint(0, len(rows), (count,), generator=generator, device=generator.device)]
