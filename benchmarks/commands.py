@@ -72,7 +72,7 @@ def build_parser() -> Parser:
     verb = parser.add_verb(_GROUP, "refine", "speed of the second stage, and where its time goes", run_refine)
     verb.add_argument("--repeats", type=integer(1, 10_000), default=20, help="steps, of which the median is shown")
     add_device(verb)
-    verb = parser.add_verb(_GROUP, "eyes", "whether both eyes of new faces are there and belong together", run_eyes)
+    verb = parser.add_verb(_GROUP, "eyes", "whether eyes and mouth of new faces are there, and eyes alike", run_eyes)
     verb.add_argument("model", nargs="?", help=_MODEL)
     verb.add_argument("--data", action="append", required=True, help="aligned faces, as for training")
     verb.add_argument("--count", type=integer(1, 1_000_000), default=2000, help="number of new faces")

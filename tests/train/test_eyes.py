@@ -3,14 +3,12 @@ learned."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from vae_train.adversarial import eyes
-from vae_train.adversarial.eyes import EyeFinder, Eyes, contrast
+from vae_train.adversarial import eyes, finder
+from vae_train.adversarial.eyes import Eyes, contrast
 from vae_train.engine.rng import EYES, make_generator
 
 
@@ -36,9 +34,9 @@ def untrained():
 @pytest.fixture(scope="module")
 def trained():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eyes, "_FOUND_STEPS", 40)
+        patch.setattr(finder, "STEPS", 40)
         patch.setattr(eyes, "_STEPS", 15)
-        patch.setattr(eyes, "_FOUND_BATCH", 32)
+        patch.setattr(finder, "_BATCH", 32)
         patch.setattr(eyes, "_BATCH", 32)
         model = untrained()
         real = (255 * painted(some_colors(200))).byte()
@@ -53,22 +51,6 @@ def test_contrast_is_the_mean_cross_entropy_in_both_directions():
     log_shares = [np.diag(s) - np.log(np.exp(s).sum(1)) for s in (scores, scores.T)]
     found = contrast(torch.from_numpy(left), torch.from_numpy(right), torch.tensor(2.5))
     np.testing.assert_allclose(float(found), -np.mean(log_shares), rtol=1e-6)
-
-
-def test_who_does_not_know_eyes_loses_the_logarithm_of_two():
-    finder, face = EyeFinder().eval(), torch.rand(2, 3, 64, 64)
-    torch.nn.init.zeros_(finder.layers[-1].weight)
-    torch.nn.init.zeros_(finder.layers[-1].bias)
-    torch.testing.assert_close(finder.loss(face), torch.tensor(math.log(2)))
-
-
-def test_a_place_is_what_is_seen_there():
-    face, finder = torch.rand(1, 3, 64, 64, requires_grad=True), EyeFinder().eval()
-    finder(face)[0, 5, 7].backward()
-    rows, columns = face.grad.abs().sum((0, 1)).nonzero().T
-    assert set(rows.tolist()) == set(range(10, 30))
-    assert set(columns.tolist()) == set(range(14, 34))
-    assert eyes._places(8, face.device)[[5, 7]].tolist() == [20, 24]
 
 
 def test_a_mirrored_face_is_seen_alike():

@@ -21,7 +21,7 @@ from vae_runtime.config import PRIOR_FILE
 from vae_runtime.images import load_image
 from vae_runtime.prior import Prior
 from vae_train.__main__ import main
-from vae_train.adversarial import eyes, state, steps
+from vae_train.adversarial import eyes, finder, state, steps
 from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.average import average_runs
 from vae_train.adversarial.config import RefineConfig
@@ -42,7 +42,9 @@ from vae_train.model.networks import VAE, fold_batch_norm
 
 CPU = torch.device("cpu")
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
-SETTINGS = RefineConfig(images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5, prior_images=8, eyes=1.0)
+SETTINGS = RefineConfig(
+    images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5, prior_images=8, eyes=1.0, mouth=1.0
+)
 FLOW = LearnedPrior(Prior.standard(8), 2).to_prior()
 
 
@@ -51,8 +53,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(steps, "WARM_UP", 1)
     monkeypatch.setattr(recipe, "_IMITATION", 2)
     monkeypatch.setattr(state, "_POOL", 8)
-    monkeypatch.setattr(eyes, "_FOUND_STEPS", 2)
-    monkeypatch.setattr(eyes, "_FOUND_BATCH", 8)
+    monkeypatch.setattr(finder, "STEPS", 2)
+    monkeypatch.setattr(finder, "_BATCH", 8)
     monkeypatch.setattr(eyes, "_STEPS", 2)
     monkeypatch.setattr(eyes, "_BATCH", 8)
 

@@ -33,6 +33,7 @@ class RefineConfig:
     spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
     moments: float = _number(40.0, "weight of the distance of means and variances of features", 0.0, 1e6)
     eyes: float = _number(0.0, "weight of how clear and how alike both eyes are; for aligned faces", 0.0, 1e6)
+    mouth: float = _number(0.0, "weight of how clear the mouth is; for aligned faces", 0.0, 1e6)
     noise: float = _number(0.03, "deviation of the noise on what the critic sees; for flat drawings", 0.0, 1.0)
     prior_images: int = _number(0, "new faces at the start, with which the prior learns, too", 0, 1_000_000_000)
     prior_rate: float = _number(1e-3, "learning rate of the prior's Adam", 1e-8, 1.0)
@@ -61,6 +62,7 @@ class RefineConfig:
             "spectrum_distance": self.spectrum,
             "moment_distance": self.moments,
             "eye_distance": self.eyes,
+            "mouth_distance": self.mouth,
             "code_nll": self.likelihood,
             "code_excess": self.reach,
         }

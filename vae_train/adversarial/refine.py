@@ -41,7 +41,7 @@ from vae_train.engine.distributed import SINGLE_PROCESS
 from vae_train.engine.held_out import evaluate_held_out
 from vae_train.engine.initial import load_initial
 from vae_train.engine.logger import Logger, make_bar, read_metrics
-from vae_train.engine.rng import EYES
+from vae_train.engine.rng import EYES, MOUTH
 from vae_train.engine.run_folder import (
     Interrupted,
     StopRequest,
@@ -104,6 +104,8 @@ def refine(
             calibrate(state, setup)
             if config.eyes:
                 state.eyes.fit(setup.real, lambda step: setup.generator(_BEFORE + step, EYES))
+            if config.mouth:
+                state.mouth.fit(setup.real, lambda step: setup.generator(_BEFORE + step, MOUTH))
             imitate(state, start.to(device).eval(), setup)
             prior.save(run / FIRST_PRIOR)
         checkpoint.write(run / CONFIG_FILE, networks.to_json().encode())

@@ -21,6 +21,7 @@ from vae_train.adversarial.critic import Critic
 from vae_train.adversarial.eyes import Eyes
 from vae_train.adversarial.features import FeatureNetwork, resized
 from vae_train.adversarial.matching import FeatureMoments, Textures
+from vae_train.adversarial.mouth import Mouth
 from vae_train.adversarial.prior import LearnedPrior, Reach
 from vae_train.adversarial.spectrum import mean_spectrum
 from vae_train.config import TrainConfig
@@ -49,6 +50,7 @@ LOSSES = (
     "spectrum_distance",
     "moment_distance",
     "eye_distance",
+    "mouth_distance",
     "code_nll",
     "code_excess",
     "real_score",
@@ -73,6 +75,7 @@ class State:
     moments: nn.ModuleList
     """Of each kind of `Setup.statistics`."""
     eyes: Eyes
+    mouth: Mouth
     optimizer: torch.optim.Adam
     """Of the decoder and of the prior."""
     critic_optimizer: torch.optim.Adam
@@ -164,15 +167,15 @@ def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) ->
     return Setup(config, network, matched, textures, real, draws, covered, spectrum, mixed)
 
 
-def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
+def make_state(setup: Setup, settings: TrainConfig, start: VAE | None) -> State:
     """The networks, their averages and their optimizers; Adam without momentum, as the paper has it."""
     config, device = setup.config, setup.real.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
+        model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(settings)
         critic = Critic(setup.network.channels)
         prior = learned_prior(setup.covered.prior, config)
-        eyes = Eyes().eval().requires_grad_(False)
+        eyes, mouth = Eyes().eval().requires_grad_(False), Mouth().eval().requires_grad_(False)
     model.to(device=device, memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
     critic.to(device)
     prior.to(device)
@@ -189,8 +192,8 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
     average_prior = copy.deepcopy(prior).requires_grad_(False)
-    networks_and_priors = model, average, prior, average_prior, critic, moments.to(device), eyes.to(device)
-    return State(*networks_and_priors, optimizer, critic_optimizer, encoder_optimizer, sums)
+    networks = model, average, prior, average_prior, critic, moments.to(device), eyes.to(device), mouth.to(device)
+    return State(*networks, optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
 def learned_prior(prior: Prior, config: RefineConfig) -> LearnedPrior:
@@ -216,7 +219,7 @@ def restore(state: State, saved: Checkpoint) -> None:
     """Put a checkpoint into `state`; CheckpointError if it belongs to other networks."""
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved, "average")
-    for name in ("prior", "average_prior", "critic", "moments", "eyes"):
+    for name in ("prior", "average_prior", "critic", "moments", "eyes", "mouth"):
         try:
             _parts(state)[name].load_state_dict(part_of(saved.tensors, name))
         except RuntimeError as error:
@@ -235,7 +238,7 @@ def means(state: State) -> dict[str, float]:
 
 
 def _parts(state: State) -> dict[str, nn.Module]:
-    names = ("model", "average", "prior", "average_prior", "critic", "moments", "eyes")
+    names = ("model", "average", "prior", "average_prior", "critic", "moments", "eyes", "mouth")
     return {name: getattr(state, name) for name in names}
 
 

@@ -86,6 +86,8 @@ def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) 
     losses = {"spectrum_distance": spectrum_distance(drawn, setup.spectrum)}
     if setup.config.eyes:
         losses["eye_distance"] = state.eyes.loss(drawn, setup.generator(state.step, EYES))
+    if setup.config.mouth:
+        losses["mouth_distance"] = state.mouth.loss(drawn)
     if setup.config.moments and state.step % _INTERVAL == _INTERVAL // 2:
         with torch.no_grad():
             with setup.autocast():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-ORDER, NOISE, HELD_OUT, MIRROR, KERNELS, SHIFT, REFINE, EYES = range(8)
+ORDER, NOISE, HELD_OUT, MIRROR, KERNELS, SHIFT, REFINE, EYES, MOUTH = range(9)
 """The purposes. Their numbers decide what is drawn: append, never reorder."""
 
 
