@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_train.adversarial.finder import STEPS, Generators, PartFinder, learning, normal, some_faces, update
+from vae_train.adversarial.finder import (
+    MEASURED,
+    STEPS,
+    TYPICAL,
+    Generators,
+    PartFinder,
+    learning,
+    normal,
+    some_faces,
+    update,
+)
 from vae_train.model.tensors import thinned, to_unit
 
 _CENTER = 0.34, 0.42  # of the left eye in an aligned face, in widths and heights; the other one is its mirror image
@@ -27,7 +37,6 @@ _ZOOM = 0.06  # of the logarithm of the window
 _WIDTH = 96
 _BATCH = 192
 _STEPS = 800
-_MEASURED = 2000  # real faces that new ones are compared with
 
 
 class EyeMatcher(nn.Module):
@@ -85,8 +94,8 @@ class Eyes(nn.Module):
             _, (left, right) = self._look(some_faces(real, _BATCH, generator), generator)
             update(optimizer, contrast(left, right, self.matcher.log_scale.exp()))
         self.eval().requires_grad_(False)
-        seen, alike = self.measure(thinned(real, _MEASURED))
-        self.clear.copy_(seen.quantile(0.25))
+        seen, alike = self.measure(thinned(real, MEASURED))
+        self.clear.copy_(seen.quantile(TYPICAL))
         self.typical.copy_(alike.median())
 
     @torch.no_grad()

@@ -27,6 +27,11 @@ _NEAR, _FAR = 3.0, 9.0  # places within so many pixels of the usual one are the 
 _BATCH = 64
 STEPS = 400
 
+MEASURED = 2000
+"""Real faces that new ones are compared with."""
+TYPICAL = 0.25
+"""Share of them that are seen less clearly than what is asked of new ones."""
+
 Generators = Callable[[int], torch.Generator]
 """The random numbers of a step."""
 

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_train.adversarial.finder import Generators, PartFinder
+from vae_train.adversarial.finder import MEASURED, TYPICAL, Generators, PartFinder
 from vae_train.model.tensors import thinned, to_unit
 
 _CENTER = 0.5, 0.7  # in an aligned face, in widths and heights
 _SEARCHED = slice(26, 64), slice(12, 52)  # rows and columns
-_TYPICAL = 0.25  # share of real faces whose mouths are seen less clearly than what is asked of new ones
-_MEASURED = 2000  # real faces that new ones are compared with
 _BATCH = 192
 
 
@@ -38,7 +36,7 @@ class Mouth(nn.Module):
         """Learn from real faces, uint8 (N, 3, S, S)."""
         self.finder.fit(real, make_generator, "a mouth")
         self.eval().requires_grad_(False)
-        self.clear.copy_(self.measure(thinned(real, _MEASURED)).quantile(_TYPICAL))
+        self.clear.copy_(self.measure(thinned(real, MEASURED)).quantile(TYPICAL))
 
     @torch.no_grad()
     def measure(self, pixels: Tensor) -> Tensor:

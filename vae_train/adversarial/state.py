@@ -167,12 +167,12 @@ def make_setup(config: RefineConfig, prior: Prior, real: Tensor, mixed: bool) ->
     return Setup(config, network, matched, textures, real, draws, covered, spectrum, mixed)
 
 
-def make_state(setup: Setup, settings: TrainConfig, start: VAE | None) -> State:
+def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     """The networks, their averages and their optimizers; Adam without momentum, as the paper has it."""
     config, device = setup.config, setup.real.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(settings)
+        model = with_fine_decoder(copy.deepcopy(start)) if start is not None else VAE.from_config(networks)
         critic = Critic(setup.network.channels)
         prior = learned_prior(setup.covered.prior, config)
         eyes, mouth = Eyes().eval().requires_grad_(False), Mouth().eval().requires_grad_(False)
@@ -192,8 +192,8 @@ def make_state(setup: Setup, settings: TrainConfig, start: VAE | None) -> State:
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
     average_prior = copy.deepcopy(prior).requires_grad_(False)
-    networks = model, average, prior, average_prior, critic, moments.to(device), eyes.to(device), mouth.to(device)
-    return State(*networks, optimizer, critic_optimizer, encoder_optimizer, sums)
+    parts = model, average, prior, average_prior, critic, moments.to(device), eyes.to(device), mouth.to(device)
+    return State(*parts, optimizer, critic_optimizer, encoder_optimizer, sums)
 
 
 def learned_prior(prior: Prior, config: RefineConfig) -> LearnedPrior:
@@ -219,9 +219,10 @@ def restore(state: State, saved: Checkpoint) -> None:
     """Put a checkpoint into `state`; CheckpointError if it belongs to other networks."""
     load_weights(state.model, saved, "model")
     load_weights(state.average, saved, "average")
-    for name in ("prior", "average_prior", "critic", "moments", "eyes", "mouth"):
+    others = {name: part for name, part in _parts(state).items() if not isinstance(part, VAE)}
+    for name, part in others.items():
         try:
-            _parts(state)[name].load_state_dict(part_of(saved.tensors, name))
+            part.load_state_dict(part_of(saved.tensors, name))
         except RuntimeError as error:
             message = f"the checkpoint's {name} is not that of this version; start a new run from the exported model"
             raise CheckpointError(message) from error
