@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -21,6 +25,18 @@ def test_the_number_of_processes_does_not_matter():
     two = list(draw_many(260, 16, seed=5, processes=2))
     assert [labels for _, labels in one] == [labels for _, labels in two]
     np.testing.assert_array_equal([pixels for pixels, _ in one], [pixels for pixels, _ in two])
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_says_so(tmp_path):
+    # Its processes import it, and would wait for the cache entry that it is filling.
+    script = tmp_path / "script.py"
+    script.write_text("from vae_train.data.faces import load_faces\nload_faces('avatars', 16, 300, 0)\n")
+    environment = os.environ | {"ANIME_VAE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("vae_train.errors.DataError: ")
+    assert "__main__" in done.stderr.splitlines()[-1]
 
 
 def test_labels_name_what_is_drawn():

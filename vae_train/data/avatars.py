@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
 from typing import TypeAlias
@@ -19,6 +20,7 @@ import python_avatars as pa
 import resvg_py
 
 from vae_runtime.images import Pixels, fit_square, load_image
+from vae_train.errors import DataError
 
 Traits: TypeAlias = dict[str, str]
 
@@ -125,7 +127,10 @@ def draw(index: int, size: int, seed: int) -> tuple[Pixels, Traits]:
 
 
 def draw_many(count: int, size: int, seed: int, processes: int | None = None) -> Iterator[tuple[Pixels, Traits]]:
-    """Faces 0 to count - 1 in order, drawn by `processes` processes (default: one for each core)."""
+    """Faces 0 to count - 1 in order, drawn by `processes` processes (default: one for each core).
+
+    DataError if one of them stops, as all do that import a script without `if __name__ == "__main__":`.
+    """
     one = partial(draw, size=size, seed=seed)
     workers = processes or len(_usable_cores())
     if workers == 1 or count < _SERIAL_BELOW:
@@ -133,7 +138,11 @@ def draw_many(count: int, size: int, seed: int, processes: int | None = None) ->
         return
     # Spawned, not forked: the parent may run threads of torch and of ONNX Runtime.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from islice(pool.map(one, range(count), chunksize=_PROCESS_CHUNK), count)
+        try:
+            yield from islice(pool.map(one, range(count), chunksize=_PROCESS_CHUNK), count)
+        except BrokenProcessPool as error:
+            message = 'a process that draws avatars has stopped; does the script say `if __name__ == "__main__":`?'
+            raise DataError(message) from error
 
 
 def _usable_cores() -> Sequence[int]:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import multiprocessing
 import shutil
 import sys
 import tempfile
@@ -131,6 +132,7 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=_WAIT)
         except Timeout:
+            _check_main()
             print("waiting for another process that is decoding the same pictures ...", file=sys.stderr)
             lock.acquire()
     except OSError as error:
@@ -144,6 +146,12 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _check_main() -> None:
+    """Raise DataError in a process that imports the script of its parent: it would wait for the parent for ever."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        raise DataError('a script that draws avatars has to do so under `if __name__ == "__main__":`')
 
 
 def _not_writable(folder: Path, error: OSError) -> DataError:
