@@ -235,14 +235,21 @@ def test_far_moments_count_by_their_distance():
 def test_textures_have_the_covariance_of_patches_as_their_mean():
     image, textures = torch.rand(3, 3, 32, 32), Textures()
     found = textures(image)
-    assert found.shape == (3, 2 * 256)
+    assert found.shape == (3, 2 * 384)
     directions = textures.filters.flatten(1)
-    for level, answers in zip(laplacian_pyramid(image), found.split(256, 1), strict=True):
+    for level, answers in zip(laplacian_pyramid(image), found.split(384, 1), strict=True):
         patches = functional.unfold(level, 7, stride=2).transpose(1, 2)  # (n, places, 147)
         squares = torch.einsum("npa,npb->nab", patches, patches) / patches.shape[1]
         expected = torch.einsum("fa,nab,fb->nf", directions, squares, directions)
         torch.testing.assert_close(answers[:, :128], expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(answers[:, 128:], (patches @ directions.T).abs().mean(1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answers[:, 128:256], (patches @ directions.T).abs().mean(1), rtol=1e-4, atol=1e-4)
+
+
+def test_textures_tell_flat_areas_from_almost_flat_ones():
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    ripples = 0.004 * torch.randn(flat.shape)  # one step of 8 bits
+    squares, values, logarithms = (Textures()(flat + ripples) - Textures()(flat))[:, :384].split(128, 1)
+    assert squares.mean() < 0.01 and values.mean() < 0.1 and logarithms.mean() > 1
 
 
 def test_a_run_without_its_moments_or_its_first_prior_is_refused(networks, tmp_path, quick):

@@ -19,13 +19,15 @@ _FILTERS = 128
 _SIDE = 7  # of a filter, in pixels
 _STRIDE = 2
 _SEED = 11
+_UNSEEN = 0.02  # about what a flat area answers when it is rounded to 8 bits
 
 
 class Textures(nn.Module):
     """How strongly a picture answers to random, fixed filters.
 
     The squares of the answers have the covariance of patches as their mean, which decides most of the sliced
-    Wasserstein distance (Karras et al. 2018, section 5); their absolute values tell flat areas with edges from noise.
+    Wasserstein distance (Karras et al. 2018, section 5); their absolute values tell flat areas with edges from noise,
+    their logarithms flat areas from almost flat ones.
     """
 
     filters: Tensor
@@ -37,12 +39,14 @@ class Textures(nn.Module):
         self.register_buffer("filters", filters)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(n, 3, S, S) in [0, 1] -> the means of squares and of absolute values at each level of a Laplacian pyramid,
-        (n, levels * 256)"""
+        """(n, 3, S, S) in [0, 1] -> at each level of a Laplacian pyramid the means of squares, of absolute values and of
+        logarithms of squares, (n, levels * 384)"""
         means = []
         for level in laplacian_pyramid(image):
             answers = functional.conv2d(level, self.filters, stride=_STRIDE)
-            means += [answers.square().mean((2, 3)), answers.abs().mean((2, 3))]
+            squares = answers.square()
+            each = squares, answers.abs(), torch.log(squares + _UNSEEN**2)
+            means += [values.mean((2, 3)) for values in each]
         return torch.cat(means, 1)
 
 
