@@ -31,7 +31,11 @@ def test_the_number_of_processes_does_not_matter():
 def test_a_script_without_a_main_guard_says_so(tmp_path):
     # Its processes import it, and would wait for the cache entry that it is filling.
     script = tmp_path / "script.py"
-    script.write_text("from vae_train.data.faces import load_faces\nload_faces('avatars', 16, 300, 0)\n")
+    script.write_text(
+        "from vae_train.data import avatars, faces\n"
+        "avatars._usable_cores = lambda: range(2)\n"
+        "faces.load_faces('avatars', 16, 300, 0)\n"
+    )
     environment = os.environ | {"ANIME_VAE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 1

@@ -39,8 +39,8 @@ class Textures(nn.Module):
         self.register_buffer("filters", filters)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(n, 3, S, S) in [0, 1] -> at each level of a Laplacian pyramid the means of squares, of absolute values and of
-        logarithms of squares, (n, levels * 384)"""
+        """(n, 3, S, S) in [0, 1] -> at each level of a Laplacian pyramid the means of squares, of absolute values and
+        of logarithms of squares, (n, levels * 384)"""
         means = []
         for level in laplacian_pyramid(image):
             answers = functional.conv2d(level, self.filters, stride=_STRIDE)
