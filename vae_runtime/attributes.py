@@ -50,7 +50,7 @@ class Attributes:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {str(name): tuple(map(str, each)) for name, each in self.values.items()})
         for name in ("weights", "bias", "accuracy"):
-            array = np.ascontiguousarray(getattr(self, name), np.float32)
+            array = np.array(getattr(self, name), np.float32, order="C")
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         total = sum(len(each) for each in self.values.values())
@@ -64,6 +64,8 @@ class Attributes:
             raise InputError("attributes: expected finite numbers; fit them again")
         if not all(len(set(each)) == len(each) >= 2 for each in self.values.values()):
             raise InputError("attributes: expected two or more distinct values in each column")
+        if not all(name.isprintable() for column, each in self.values.items() for name in (column, *each)):
+            raise InputError(f"attributes: some names of {list(self.values)[:8]} or their values are not printable")
 
     @property
     def latent_dim(self) -> int:

@@ -25,14 +25,15 @@ def make_rng(rng: Rng) -> np.random.Generator:
     if isinstance(rng, bool) or not isinstance(rng, numbers.Integral):
         raise InputTypeError(f"rng: got {type(rng).__name__}, expected a seed (int), a numpy Generator or None")
     if rng < 0:
-        raise InputError(f"rng: got the seed {rng}, expected an integer >= 0")
+        raise InputError(f"rng: got the seed {_shown(int(rng))}, expected an integer >= 0")
     return np.random.default_rng(int(rng))
 
 
-def as_latent(value: ArrayLike, name: str = "z") -> Array:
+def as_latent(value: ArrayLike, name: str = "z", kinds: str = "iuf") -> Array:
     """`value` as a native float32 or float64 array, its numbers checked to be finite.
 
-    Raises InputTypeError for what is not numeric, InputError for NaN or infinity with the first index.
+    kinds: the kinds of NumPy types to take; "biuf" for booleans as well. Raises InputTypeError for what is not numeric,
+    InputError for NaN or infinity with the first index.
     """
     if value is None:
         raise InputTypeError(f"{name}: got None, expected an array of numbers")
@@ -42,7 +43,7 @@ def as_latent(value: ArrayLike, name: str = "z") -> Array:
         raise InputError(f"{name}: rows of different lengths, expected a rectangular array") from error
     except Exception as error:  # what other libraries raise for arrays that they cannot convert
         raise InputTypeError(f"{name}: got {type(value).__name__}, expected an array of numbers ({error})") from error
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in kinds:
         raise InputTypeError(f"{name}: got an array of {array.dtype}, expected real numbers")
     # Asking for the native type also turns big-endian input round, which ONNX Runtime would misread.
     array = array.astype(np.float64 if array.dtype.itemsize > 4 or array.dtype.kind in "iu" else np.float32, copy=False)
@@ -86,15 +87,30 @@ def check_count(value: object, name: str, low: int, high: int) -> int:
         raise InputTypeError(f"{name}: got {value!r}, expected an integer from {low} to {high}")
     number = int(value)
     if not low <= number <= high:
-        raise InputError(f"{name}: got {number}, expected {low} to {high}")
+        raise InputError(f"{name}: got {_shown(number)}, expected {low} to {high}")
     return number
+
+
+def _shown(number: int) -> str:
+    """An integer for a message; a long one is not printed, and Python refuses to print one above 4300 digits."""
+    return str(number) if abs(number) < 10**20 else "an integer of more than 20 digits"
 
 
 def check_number(value: object, name: str, low: float, high: float) -> float:
     """`value` as a finite float from `low` to `high`, else InputTypeError or InputError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputTypeError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        number = -math.inf if value < 0 else math.inf
     if not (math.isfinite(number) and low <= number <= high):
         raise InputError(f"{name}: got {number}, expected {low:g} to {high:g}")
     return number
+
+
+def check_choice(value: object, name: str, *choices: str) -> None:
+    """Raise InputError unless `value` is one of two or more texts."""
+    if not isinstance(value, str) or value not in choices:
+        *others, last = map(repr, choices)
+        raise InputError(f"{name}: got {value!r}, expected {', '.join(others)} or {last}")

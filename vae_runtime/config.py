@@ -116,7 +116,7 @@ class ModelConfig:
         _check(1 <= self.opset <= 99, "opset", self.opset, "1 to 99")
         _check(self.likelihood in LIKELIHOODS, "likelihood", self.likelihood, " or ".join(LIKELIHOODS))
         _check(math.isfinite(self.beta) and self.beta >= 0, "beta", self.beta, "a finite number >= 0")
-        _check(math.isfinite(self.sigma) and self.sigma > 0, "sigma", self.sigma, "a finite number > 0")
+        _check(1e-6 <= self.sigma <= 1e3, "sigma", self.sigma, "1e-6 to 1000")  # its square neither 0 nor infinite
         _check(self.training_data.count >= 0, "training_data.count", self.training_data.count, ">= 0")
         _check(bool(self.model_id), "model_id", self.model_id, "a non-empty text")
         for name in (ENCODER_FILE, DECODER_FILE):
@@ -143,9 +143,11 @@ class ModelConfig:
         fields = _parse(text)
         if isinstance(fields, dict):  # the version first: of another one, the keys may be others
             _check_version(_decode(int, fields.get("format_version"), "format_version"))
+            files = fields.get("files")
             for key, file in _FORMER_KEYS.items():
                 _check(fields.get(key) in (None, file), key, fields.get(key), file)
-                _check(fields.get(key) is None or file in fields.get("files", ()), "files", "no entry", f"{file}")
+                named = isinstance(files, dict) and file in files
+                _check(fields.get(key) is None or named, "files", "no entry", file)
         decoded: ModelConfig = _decode(cls, fields, "")
         return decoded
 

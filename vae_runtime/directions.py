@@ -27,7 +27,7 @@ class Directions:
     """(n, latent_dim)"""
 
     def __post_init__(self) -> None:
-        vectors = np.ascontiguousarray(self.vectors, np.float32)
+        vectors = np.array(self.vectors, np.float32, order="C")
         vectors.setflags(write=False)
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "names", tuple(str(name) for name in self.names))
@@ -76,7 +76,7 @@ class Neighbors:
     """mu of each: (n, latent_dim)"""
 
     def __post_init__(self) -> None:
-        codes = np.ascontiguousarray(self.codes, np.float32)
+        codes = np.array(self.codes, np.float32, order="C")
         codes.setflags(write=False)
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "names", tuple(str(name) for name in self.names))

@@ -89,8 +89,11 @@ def resolve(model: str | os.PathLike[str] | None, variant: Variant | None = None
     if str(model).startswith(HUB_PREFIX):
         return download(str(model), kind="model", patterns=["*.json", *graph_files(variant), INVERSE_FILE, "*.npz"])
     folder = Path(model)
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
+    try:
+        what = "" if folder.is_dir() else "not a folder" if folder.exists() else "no such folder"
+    except OSError as error:  # as for a name that is too long
+        raise ModelFileError(f"{folder}: cannot be read ({error.strerror}); give the folder of a model") from error
+    if what:
         raise ModelFileError(f"{folder}: {what}, expected one with config.json, {ENCODER_FILE} and {DECODER_FILE}")
     return folder
 

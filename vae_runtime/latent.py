@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vae_runtime.checks import Array, Rng, as_codes, as_latent, as_pair, check_count, make_rng
+from vae_runtime.checks import Array, Rng, as_codes, as_latent, as_pair, check_choice, check_count, make_rng
 from vae_runtime.errors import InputError
 
 Method: TypeAlias = Literal["slerp", "lerp"]
@@ -133,9 +133,8 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int = 8, method: Method = "sl
     a, b: (..., d) of equal shape. steps: 2 to `MAX_STEPS`. method: "slerp" or "lerp".
     Returns (steps, ..., d); the first is exactly `a`, the last exactly `b`.
     """
-    between = {"slerp": slerp, "lerp": lerp}.get(method)
-    if between is None:
-        raise InputError(f"method: got {method!r}, expected 'slerp' or 'lerp'")
+    check_choice(method, "method", "slerp", "lerp")
+    between = slerp if method == "slerp" else lerp
     first, second = as_pair(a, b, ("a", "b"))
     times = np.linspace(0, 1, check_count(steps, "steps", 2, MAX_STEPS))
     return between(first, second, times.reshape(-1, *[1] * (first.ndim - 1)))
@@ -150,8 +149,7 @@ def path(keys: ArrayLike, steps: int = 8, method: PathMethod = "catmull-rom", cl
     """
     corners = as_codes(keys, name="keys")
     count = check_count(steps, "steps", 1, MAX_STEPS)
-    if method not in ("catmull-rom", "slerp", "lerp"):
-        raise InputError(f"method: got {method!r}, expected 'catmull-rom', 'slerp' or 'lerp'")
+    check_choice(method, "method", "catmull-rom", "slerp", "lerp")
     if len(corners) < 2 or len(corners) * count > MAX_STEPS:
         raise InputError(f"keys: got {len(corners)} with {count} steps each, expected 2 or more and {MAX_STEPS} points")
     times = np.arange(count) / count

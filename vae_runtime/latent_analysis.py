@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vae_runtime.checks import Array, as_codes, as_latent, check_count
+from vae_runtime.checks import Array, as_codes, as_latent, check_choice, check_count
 from vae_runtime.errors import InputError
 from vae_runtime.latent import to_unit_length
 
@@ -42,18 +42,18 @@ def attribute_direction(
     w = (X^T X + penalty I)^-1 X^T y with X and y centered, which separates attributes that occur together.
     """
     points = as_codes(codes, name="codes").astype(np.float64)
-    marks = as_latent(np.asarray(labels) + 0, "labels").astype(np.float64)  # + 0: booleans are labels too
+    marks = as_latent(labels, "labels", kinds="biuf").astype(np.float64)
     if marks.shape != (len(points),) or np.ptp(marks) == 0:
         raise InputError(f"labels: got the shape {marks.shape}, expected ({len(points)},) with at least two values")
-    if not (np.isfinite(penalty) and penalty > 0):
+    weight = as_latent(penalty, "penalty")
+    if weight.ndim or weight <= 0:
         raise InputError(f"penalty: got {penalty}, expected a number > 0")
+    check_choice(method, "method", "mean", "ridge")
     centered, target = points - points.mean(axis=0), marks - marks.mean()
     if method == "mean":
         vector = points[target > 0].mean(axis=0) - points[target <= 0].mean(axis=0)
-    elif method == "ridge":
-        vector = np.linalg.solve(centered.T @ centered + penalty * np.eye(points.shape[1]), centered.T @ target)
     else:
-        raise InputError(f"method: got {method!r}, expected 'mean' or 'ridge'")
+        vector = np.linalg.solve(centered.T @ centered + weight * np.eye(points.shape[1]), centered.T @ target)
     unit, length = to_unit_length(vector)
     if length == 0:
         raise InputError("labels: the codes do not differ between them, so there is no direction")
@@ -70,8 +70,7 @@ def nearest(
     points = as_codes(codes, name="codes").astype(np.float64)
     asked = as_codes(query, points.shape[1], "query").astype(np.float64)
     number = check_count(count, "count", 1, len(points))
-    if metric not in ("euclidean", "cosine"):
-        raise InputError(f"metric: got {metric!r}, expected 'euclidean' or 'cosine'")
+    check_choice(metric, "metric", "euclidean", "cosine")
     places, distances = np.empty((len(asked), number), np.intp), np.empty((len(asked), number))
     if metric == "cosine":
         points, asked = to_unit_length(points)[0], to_unit_length(asked)[0]

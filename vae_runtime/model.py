@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vae_runtime import inversion, latent, latent_analysis
 from vae_runtime.attributes import Attributes
-from vae_runtime.checks import Rng, as_codes, as_latent, check_count, check_number
+from vae_runtime.checks import Rng, as_codes, as_latent, check_choice, check_count, check_number
 from vae_runtime.config import (
     ATTRIBUTES_FILE,
     CONFIG_FILE,
@@ -34,7 +34,7 @@ from vae_runtime.config import (
     graph_files,
 )
 from vae_runtime.directions import Directions, Neighbors
-from vae_runtime.errors import ImageError, InputError, ModelFileError
+from vae_runtime.errors import ImageError, InputError, InputTypeError, ModelFileError
 from vae_runtime.forks import reset_in_children
 from vae_runtime.hub import resolve
 from vae_runtime.images import (
@@ -77,8 +77,9 @@ class VAE:
     (Neighbors or None), device ("cpu", "cuda:0"), variant (None, "fp16", "int8").
 
     Safe to call from many threads. Pickling stores the folder, which is opened and verified again when unpickled.
-    A forked child opens its own sessions; it must leave by os._exit, as multiprocessing does, because ONNX Runtime 1.32
-    hangs at the exit of a child that was forked after its import. `with VAE.load() as vae:` frees the sessions.
+    A forked child opens its own sessions. If onnxruntime was imported before this package, with its telemetry on, the
+    child must leave by os._exit, as multiprocessing does: ONNX Runtime 1.32 would hang at its exit. `with VAE.load() as
+    vae:` frees the sessions.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class VAE:
         options = DeviceOptions(
             device=device, providers=providers, threads=threads, tensorrt=tensorrt, cuda_graph=cuda_graph
         )
-        if variant is not None and variant not in VARIANTS:
+        if variant is not None and not (isinstance(variant, str) and variant in VARIANTS):
             raise InputError(f"variant: got {variant!r}, expected None, {' or '.join(map(repr, VARIANTS))}")
         return cls(resolve(model, variant), options, variant, prior)
 
@@ -310,8 +311,7 @@ class VAE:
         when its picture is reached; "skip" leaves the picture out and adds (position, error) to the result's `skipped`.
         """
         size = check_count(batch_size, "batch_size", 1, 4096)
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error: got {on_error!r}, expected 'raise' or 'skip'")
+        check_choice(on_error, "on_error", "raise", "skip")
         each_image(images)  # refuses other types before anything is read
         skipped: list[tuple[int, ImageError]] = []
         loaded = load_each(images, None if on_error == "raise" else skipped)
@@ -349,7 +349,11 @@ class VAE:
     def iter_decode(self, codes: Iterable[ArrayLike], batch_size: int = MAX_BATCH) -> Iterator[Pixels]:
         """`decode`, lazily: codes (latent_dim,), one by one from any iterable; uint8 (n, S, S, 3), n <= batch_size."""
         size = check_count(batch_size, "batch_size", 1, 4096)
-        rows = (as_codes(code, self.latent_dim, f"codes[{index}]") for index, code in enumerate(codes))
+        try:
+            numbered = enumerate(codes)
+        except TypeError as error:
+            raise InputTypeError(f"codes: got {type(codes).__name__}, expected an iterable of codes") from error
+        rows = (as_codes(code, self.latent_dim, f"codes[{index}]") for index, code in numbered)
         return (self.decode(np.concatenate(batch)) for batch in batches(rows, size))
 
     def sample(
@@ -391,7 +395,7 @@ class VAE:
             if prior.latent_dim != self.latent_dim:
                 raise InputError(f"prior: for codes of {prior.latent_dim} numbers, this model has {self.latent_dim}")
             return prior
-        if prior not in ("model", "unit"):
+        if not isinstance(prior, str) or prior not in ("model", "unit"):
             raise InputError(f"prior: got {prior!r}, expected 'model', 'unit' or a Prior")
         return self.prior if prior == "model" else Prior.standard(self.latent_dim)
 

@@ -73,7 +73,8 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T]:
     """The same items, made in a thread of their own, up to `depth` of them before they are asked for.
 
     An error of the source is raised where its item would have come. Closing the iterator early ends the thread; where
-    the source blocks, the thread ends when the source returns, and `close` does not wait for it.
+    the source blocks, the thread ends when the source returns, and `close` does not wait for it. A forked child has no
+    such thread: InputError.
     """
     ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     left = threading.Event()
@@ -97,10 +98,13 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T]:
             return
         offer(False, None)
 
+    owner = os.getpid()
     thread = threading.Thread(target=work, name="vae-runtime-prefetch", daemon=True)
     thread.start()
     try:
         while True:
+            if os.getpid() != owner:
+                raise InputError("an iterator cannot go on in a forked child; make a new one there")
             good, item = ready.get()
             if good:
                 yield item  # type: ignore[misc]  # a good item is a T
@@ -244,7 +248,7 @@ def open_codes(path: str | os.PathLike[str], latent_dim: int | None = None) -> N
         if shape[0] == 0:
             return np.empty(shape, np.float32)
         return np.memmap(path, np.float32, "r", start, shape)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except (OSError, ValueError, TypeError, EOFError, OverflowError) as error:
         raise ModelFileError(f"{path}: not a file of codes ({str(error)[:160]})") from error
 
 

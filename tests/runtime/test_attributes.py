@@ -105,6 +105,8 @@ def test_the_file(attributes, tmp_path):
         {"values": {}},
         {"values": {"hair": ("a",), "eyes": ("a", "b", "c", "d")}},
         {"values": {"hair": ("a", "a", "b"), "eyes": ("a", "b")}},
+        {"values": {"hair": ("a", "b\x1b[31m", "c"), "eyes": ("a", "b")}},
+        {"values": {"ha\nir": ("a", "b", "c"), "eyes": ("a", "b")}},
         {"weights": np.zeros((4, DIM))},
         {"weights": np.full((5, DIM), np.nan)},
         {"accuracy": np.zeros(1)},

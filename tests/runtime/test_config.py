@@ -51,6 +51,8 @@ def test_every_key_must_be_there(key):
         ({"beta": -1}, "beta"),
         ({"beta": None}, "beta"),
         ({"sigma": 0}, "sigma"),
+        ({"sigma": 1e-200}, "sigma"),
+        ({"sigma": 1e300}, "sigma"),
         ({"model_id": ""}, "model_id"),
         ({"training_data": {"name": "x", "count": 1}}, "sha256"),
         ({"training_data": "faces"}, "training_data"),
@@ -61,6 +63,8 @@ def test_every_key_must_be_there(key):
         ({"prior": "prior.npz"}, "prior.npz"),
         ({"prior": "other.npz"}, "prior"),
         ({"directions": "directions.npz"}, "directions.npz"),
+        ({"directions": "directions.npz", "files": None}, "files"),
+        ({"directions": "directions.npz", "files": 5}, "files"),
         ({"name": "../../etc"}, "name"),
     ],
 )

@@ -34,6 +34,21 @@ def test_the_vectors_are_what_the_graphs_give(folder, tiny):
         assert vectors.check(vae) == (0, 0)
 
 
+def test_codes_that_are_not_numbers_are_no_match(folder, tiny, monkeypatch):
+    vectors = Golden.load(folder)
+    with VAE.load(folder, device="cpu") as vae:
+        monkeypatch.setattr(vae, "encode", lambda image: (vectors.mu, np.full_like(vectors.logvar, np.nan)))
+        assert not vectors.check(vae).within()
+
+
+@pytest.mark.parametrize("shipped", sorted(bundled_model().parent.iterdir()), ids=lambda folder: folder.name)
+def test_shipped_models_and_their_variants_pass(shipped):
+    variants = [None, *(kind for kind in ("fp16", "int8") if (shipped / f"decoder.{kind}.onnx").is_file())]
+    for variant in variants:
+        with VAE.load(shipped, device="cpu", variant=variant) as vae:
+            assert Golden.load(shipped).check(vae).within(variant), variant
+
+
 def test_the_same_model_has_the_same_bytes_and_keeps_its_other_files(folder, tiny):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     write_golden(folder)

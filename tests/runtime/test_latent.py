@@ -21,7 +21,7 @@ from vae_runtime import (
     slerp,
     traverse,
 )
-from vae_runtime.checks import make_rng
+from vae_runtime.checks import check_count, check_number, make_rng
 from vae_runtime.errors import InputError, InputTypeError
 
 PAIRS = hnp.arrays(np.float64, (2, 6), elements=st.floats(-1e6, 1e6))
@@ -228,6 +228,27 @@ def test_interpolate_refuses_other_arguments():
         interpolate([0.0, 1.0], [1.0])
 
 
+@pytest.mark.parametrize("wrong", [["lerp"], np.zeros(3), None])
+def test_a_choice_of_another_type_is_refused_by_name(wrong):
+    codes = np.eye(4)
+    with pytest.raises(InputError, match="method: got"):
+        interpolate(codes[0], codes[1], method=wrong)
+    with pytest.raises(InputError, match="method: got"):
+        path(codes, method=wrong)
+    with pytest.raises(InputError, match="method: got"):
+        attribute_direction(codes, [0, 1, 0, 1], wrong)
+    with pytest.raises(InputError, match="metric: got"):
+        nearest(codes, codes, 1, wrong)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**5000], ids=["400", "-400", "5000"])
+def test_integers_beyond_every_float_are_refused(number):
+    with pytest.raises(InputError, match=r"temperature: got -?inf"):
+        check_number(number, "temperature", 0, 10)
+    with pytest.raises(InputError, match="steps: got an integer of more than 20 digits"):
+        check_count(number, "steps", 2, 10)
+
+
 @pytest.mark.parametrize("t", [-0.1, 1.1, [0.0, 2.0]])
 def test_time_outside_the_path_is_refused(t):
     with pytest.raises(InputError, match="t: got"):
@@ -377,6 +398,18 @@ def test_ridge_solves_its_normal_equations(rng):
 def test_attribute_directions_refuse_labels(labels):
     with pytest.raises(InputError, match="labels"):
         attribute_direction(np.eye(4), labels)
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "a", "b"], [None, 1, 0, 1], [[0], [1, 2], [0], [1]], None])
+def test_labels_that_are_no_numbers_are_refused_by_name(labels):
+    with pytest.raises((InputTypeError, InputError), match="labels"):
+        attribute_direction(np.eye(4), labels)
+
+
+@pytest.mark.parametrize("penalty", ["1", None, 0, np.nan, [1.0], 10**400])
+def test_penalties_that_are_no_numbers_above_0_are_refused_by_name(penalty):
+    with pytest.raises((InputTypeError, InputError), match="penalty"):
+        attribute_direction(np.eye(4), [False, True, False, True], penalty=penalty)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

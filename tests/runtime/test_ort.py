@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from child import decode_in_child
 from tiny_model import DIM, SIZE, build_model
@@ -20,8 +21,9 @@ from vae_runtime import VAE, InputError
 from vae_runtime.errors import DeviceError, DeviceWarning, InputTypeError, ModelFileError
 from vae_runtime.ort import devices
 from vae_runtime.ort.devices import CPU, CUDA, TENSORRT, DeviceOptions, Driver, choose_providers
-from vae_runtime.ort.graph import Graph, active_device
+from vae_runtime.ort.graph import Graph, active_device, open_session
 from vae_runtime.ort.runners import BUCKETS, BoundRunner, split
+from vae_runtime.ort.verify import graph_summary
 
 CLASSIC = Path(__file__).parents[2] / "exported" / "anime-32"
 
@@ -195,6 +197,39 @@ def test_a_child_that_is_forked_while_threads_run_can_run_in_threads(locks):
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(CLASSIC), locks]
     for _ in range(3):
         assert subprocess.run(command, timeout=60).returncode == 0
+
+
+def test_a_file_of_another_format_is_not_opened_as_such(tiny, tmp_path):
+    """ONNX Runtime would take one that begins like its own format for it, whatever the check of ONNX files saw."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "graph.ort")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(str(tiny.folder / "decoder.onnx"), options, providers=[CPU])
+    data = (tmp_path / "graph.ort").read_bytes()
+    onnxruntime.InferenceSession(data, providers=[CPU])
+    summary = graph_summary((tiny.folder / "decoder.onnx").read_bytes(), "face.onnx")
+    with pytest.raises(ModelFileError, match=r"face\.onnx"):
+        open_session(data, "face.onnx", [CPU], 1, summary)
+
+
+@pytest.mark.slow
+def test_nothing_is_written_to_the_home_folder_and_a_forked_child_ends(tiny, tmp_path):
+    """Telemetry of ONNX Runtime would do the one and hinder the other."""
+    code = """
+import os, sys
+from vae_runtime import VAE
+vae = VAE.load(sys.argv[1], device="cpu")
+child = os.fork() if hasattr(os, "fork") else 1
+vae.sample(1, rng=0)
+if child == 0 or not hasattr(os, "fork"):
+    sys.exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(tiny.folder)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    assert subprocess.run(command, timeout=60, env=kept | {"HOME": str(tmp_path)}).returncode == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_closed_model_stays_closed_in_a_forked_child(tiny):

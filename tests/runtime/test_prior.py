@@ -106,6 +106,15 @@ def plainly(flow: Flow, x: np.ndarray) -> np.ndarray:
     return np.array(affine(flow.basis, y, flow.shift))
 
 
+def test_arrays_that_a_prior_is_made_of_stay_their_owners():
+    weights, means, scales = np.ones(1, np.float32), np.zeros((2, 4), np.float32)[:1], np.eye(4, dtype=np.float32)[None]
+    prior = Prior(weights, means, scales)
+    means.base[:] = 3
+    scales[:] = 7
+    assert (prior.means == 0).all()
+    assert (prior.scales == np.eye(4)).all()
+
+
 @pytest.mark.parametrize("dim", [2, 4, 7])
 def test_the_flow_is_what_it_says(rng, dim):
     flow, x = bent(rng, dim=dim).flow, rng.normal(size=(6, dim))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from hub_stand_in import hub
 from PIL import Image
-from tiny_model import DIM, SIZE
+from tiny_model import DIM, SIZE, build_model
 
-from vae_runtime import VAE, InputError, Prior, figures, image_grid
+from vae_runtime import VAE, InputError, ModelConfig, Prior, figures, image_grid
 from vae_runtime.__main__ import main
 from vae_runtime.directions import Directions
 from vae_runtime.images import prepare
@@ -291,6 +292,23 @@ def test_names_cannot_command_the_terminal(tmp_path, options, pictures, capsys):
     error = capsys.readouterr().err
     assert "new\\nline\\x1b[31m.png" in error
     assert error.count("\n") == 1
+    face = tmp_path / "face\x1b[31m.png"
+    shutil.copy(pictures[0], face)
+    codes, out = str(tmp_path / "face.npy"), str(tmp_path / "n.png")
+    main(["encode", str(face), "-o", codes, *options])
+    main(["nearest", str(face), "--codes", codes, "-n", "1", "-o", out, *options])
+    assert capsys.readouterr().out.count("face\\x1b[31m.png") == 2
+
+
+def test_a_model_cannot_command_the_terminal(tmp_path, capsys):
+    build_model(tmp_path / "m")
+    config = ModelConfig.load(tmp_path / "m")
+    dataclasses.replace(config, preset="\x1b]0;preset\x07", metrics={"\x1b[2J": 1.0}).save(tmp_path / "m")
+    assert main(["info", str(tmp_path / "m"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "\\x1b]0;preset\\x07" in printed
+    assert "\\x1b[2J" in printed
+    assert "\x1b" not in printed
 
 
 @pytest.mark.slow

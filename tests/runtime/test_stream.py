@@ -128,6 +128,23 @@ def test_codes_that_do_not_fit_are_named_by_their_position(vae, bad):
         list(vae.iter_decode([np.zeros(DIM), bad]))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking beside threads, from Python 3.12 on
+def test_prefetch_ends_with_an_error_in_a_forked_child():
+    items = prefetch(iter(range(9)))
+    assert next(items) == 0
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            list(items)
+        except InputError:
+            status = 0
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert list(items) == [*range(1, 9)]
+
+
 def test_reading_prefetch_ends_its_thread():
     before = threading.active_count()
     stream = prefetch(itertools.count())

@@ -262,6 +262,27 @@ def test_sample_refuses_other_types(vae, call):
         call(vae)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "named"),
+    [
+        (lambda v: v.sample(1, prior=np.zeros(3)), InputError, "prior"),
+        (lambda v: v.sample(1, temperature=10**400), InputError, "temperature"),
+        (lambda v: v.iter_encode([], on_error=np.zeros(2)), InputError, "on_error"),
+        (lambda v: v.iter_decode(None), InputTypeError, "codes"),
+        (lambda v: v.iter_decode(np.array(1.0)), InputTypeError, "codes"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_by_name(vae, call, error, named):
+    with pytest.raises(error, match=f"^{named}: got"):
+        call(vae)
+
+
+@pytest.mark.parametrize("name", ["variant", "prior"])
+def test_arrays_in_place_of_names_are_refused(tiny, name):
+    with pytest.raises(InputError, match=f"^{name}: got"):
+        VAE.load(tiny.folder, device="cpu", **{name: np.zeros(3)})
+
+
 def test_threads_share_a_model(vae, rng):
     z = rng.normal(size=(8, 3, DIM)).astype(np.float32)
     expected = [vae.decode(part) for part in z]
@@ -288,6 +309,8 @@ def test_a_missing_folder_is_named(tmp_path):
         VAE.load(tmp_path)
     with pytest.raises(InputTypeError):
         VAE.load(3)
+    with pytest.raises(ModelFileError, match=r"aaa: (cannot be read|no such folder)"):
+        VAE.load("a" * 5000)
 
 
 @pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx"])

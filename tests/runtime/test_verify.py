@@ -71,6 +71,14 @@ def test_other_operators_are_refused_by_name(data, said):
         graph_summary(data, "face.onnx")
 
 
+def test_tags_of_more_than_32_bits_are_refused():
+    """Of them, ONNX Runtime reads the low 32 bits: what looks like an unknown field here is the operator there."""
+    entry = node("Identity").SerializeToString() + bytes([0xA2, 0x80, 0x80, 0x80, 0x10]) + b"\x06Sneaky"
+    graph = b"\x0a" + bytes([len(entry)]) + entry
+    with pytest.raises(ModelFileError, match="32 bits"):
+        graph_summary(b"\x3a" + bytes([len(graph)]) + graph + b"\x42\x02\x10\x14", "face.onnx")
+
+
 def external(**fields) -> onnx.TensorProto:
     tensor = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "w")
     if fields.get("located", True):

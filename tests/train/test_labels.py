@@ -16,7 +16,7 @@ from vae_runtime.config import DIRECTIONS_FILE
 from vae_runtime.directions import Directions
 from vae_train.__main__ import main
 from vae_train.data.faces import load_faces
-from vae_train.data.labels import parse_table
+from vae_train.data.labels import keep_labels, parse_table
 from vae_train.errors import DataError, UsageError
 
 NAMES = [f"{index:02d}.png" for index in range(24)]
@@ -159,6 +159,18 @@ def test_folders_of_classes_are_a_label(tmp_path):
     assert faces.labels["label"].count("dog") == 24
     single = load_faces(str(write(tmp_path / "numbers", {f"{n}/face.png": picture(i) for i, n in enumerate(NAMES)})), 8)
     assert single.labels == {}
+
+
+def test_only_newlines_end_a_line_of_json():
+    rows = [{"file_name": f"{index}.png", "hair": f"a{end}b"} for index, end in enumerate("\u2028\u2029\x85")]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert parse_table("metadata.jsonl", text.encode()) == {f"{index}.png": {"hair": "a b"} for index in range(3)}
+
+
+def test_labels_that_cannot_be_printed_are_ignored():
+    kept, ignored = keep_labels({"hair": ["a", "b"] * 4, "eyes": ["a", "b\x1b[31m"] * 4, "ha\0t": ["a", "b"] * 4})
+    assert list(kept) == ["hair"]
+    assert [reason.split(": ")[1] for reason in ignored] == ["the name or a value is not printable"] * 2
 
 
 @pytest.mark.parametrize("content", [b"name,hair\n0.png,red\n", b"\xff\xfe\0", b"[1]"])

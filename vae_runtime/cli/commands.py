@@ -93,7 +93,7 @@ def _attributes(vae: VAE) -> str:
 
 def _show(facts: dict[str, str]) -> None:
     for name, value in facts.items():
-        print(f"{name:<24}{value}")
+        print(f"{one_line(name):<24}{one_line(value)}")
 
 
 def reconstruct(arguments: argparse.Namespace) -> None:
@@ -262,9 +262,9 @@ def nearest(arguments: argparse.Namespace) -> None:
     places, distances = latent_analysis.nearest(vae.encode(pictures)[0], codes, count, arguments.metric)
     faces = vae.decode(codes[places.ravel()]).reshape(*places.shape, *pictures.shape[1:])
     for image, row, far in zip(arguments.images, places, distances, strict=True):
-        print(image)
+        print(one_line(image))
         for place, distance in zip(row, far, strict=True):
-            print(f"  {distance:.3f}  {names[place]}")
+            print(f"  {distance:.3f}  {one_line(names[place])}")
     _write_sheet(
         np.concatenate([pictures[:, None], faces], axis=1).reshape(-1, *pictures.shape[1:]), 1 + count, arguments
     )
@@ -290,7 +290,7 @@ def attributes(arguments: argparse.Namespace) -> None:
     for row, image in enumerate(arguments.images):
         best = {name: int(np.argmax(probability[row])) for name, probability in found.items()}
         shown = (f"{name}={values[name][place]} ({found[name][row, place]:.0%})" for name, place in best.items())
-        print(f"{image}: {', '.join(shown)}")
+        print(one_line(f"{image}: {', '.join(shown)}"))
 
 
 def encode(arguments: argparse.Namespace) -> None:

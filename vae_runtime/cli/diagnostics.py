@@ -134,6 +134,7 @@ def nodes(vae: VAE, folder: Path) -> dict[str, str]:
     for graph, file, opened in zip(("encoder", "decoder"), files, (vae.encoder, vae.decoder), strict=True):
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers = choose_providers(opened.options) if opened.device != "cpu" else [CPU]
         session = ort.InferenceSession(str(folder / file), options, providers=providers)

@@ -87,7 +87,10 @@ def _check_providers(providers: Sequence[Provider]) -> None:
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module; RuntimeMissingError with the repair if it is missing or empty."""
+    """The onnxruntime module, its telemetry off unless $ORT_DISABLE_TELEMETRY is set; RuntimeMissingError with the
+    repair if it is missing or empty."""
+    # It would write a device's identifier to the home folder, call its maker, and hang at the exit of a forked child.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -105,7 +108,7 @@ def import_onnxruntime() -> Any:
 
 def parse_device(device: str, name: str = "device") -> tuple[str, int]:
     """("auto" | "cpu" | "cuda", index) from "auto", "cpu", "cuda" or "cuda:1"; InputError names `name`."""
-    if device in ("auto", "cpu"):
+    if isinstance(device, str) and device in ("auto", "cpu"):
         return device, 0
     if isinstance(device, str) and (match := _DEVICE.fullmatch(device)):
         return "cuda", int(match[1] or 0)

@@ -158,6 +158,8 @@ def open_session(
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # A file can be of ONNX and of ONNX Runtime's own format at once; what is opened has to be what was checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.intra_op_num_threads = threads
     # The arena keeps the memory of the largest batch forever, and is no faster on a CPU.
     options.enable_cpu_mem_arena = False

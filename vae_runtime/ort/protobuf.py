@@ -16,6 +16,8 @@ def fields(message: memoryview) -> Iterator[tuple[int, Value]]:
     position, end = 0, len(message)
     while position < end:
         tag, position = _varint(message, position)
+        if tag >= 2**32:  # others read its low 32 bits, and with them another field
+            raise ValueError("a tag of more than 32 bits")
         kind = tag & 7
         if kind == 0:
             value, position = _varint(message, position)

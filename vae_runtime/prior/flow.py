@@ -76,7 +76,7 @@ class Flow:
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
-            value = np.ascontiguousarray(getattr(self, name), np.int32 if name == "orders" else np.float32)
+            value = np.array(getattr(self, name), np.int32 if name == "orders" else np.float32, order="C")
             if not np.isfinite(value).all():
                 raise InputError(f"flow: {name} has non-finite values; fit it again")
             value.setflags(write=False)

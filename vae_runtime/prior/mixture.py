@@ -58,7 +58,7 @@ class Prior:
 
     def __post_init__(self) -> None:
         for name in self._arrays():
-            value = np.ascontiguousarray(getattr(self, name), np.float32)
+            value = np.array(getattr(self, name), np.float32, order="C")
             if not np.isfinite(value).all():
                 raise InputError(f"prior: {name} has non-finite values; fit it again")
             value.setflags(write=False)

@@ -66,7 +66,8 @@ def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _jsonl_rows(text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines, which also cuts at U+2028 and others that a text in JSON may hold.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict) or FILE_NAME not in row:
@@ -78,7 +79,7 @@ def _values(row: dict[Any, Any]) -> dict[str, str]:
     found = {}
     for column, value in row.items():
         if isinstance(column, str) and column != FILE_NAME and value is not None:  # csv: None for surplus fields
-            text = value.strip() if isinstance(value, str) else json.dumps(value)
+            text = " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
             if text:
                 found[column.strip()] = text
     return found
@@ -113,13 +114,15 @@ def _ends(name: str) -> Iterator[str]:
 
 
 def keep_labels(columns: Labels) -> tuple[Labels, list[str]]:
-    """The columns of few different values, and `column: reason` of each other one."""
+    """The printable columns of few different values, and `column: reason` of each other one."""
     kept: Labels = {}
     ignored = []
     for column, values in columns.items():
         known = [value for value in values if value is not None]
         distinct = len(set(known))
-        if 2 <= distinct <= min(MAX_VALUES, len(known) // MIN_SHARE):
+        if not "".join([column, *known]).isprintable():
+            ignored.append(f"{column}: the name or a value is not printable")
+        elif 2 <= distinct <= min(MAX_VALUES, len(known) // MIN_SHARE):
             kept[column] = values
         else:
             ignored.append(f"{column}: {distinct} different value{'s' * (distinct != 1)} in {len(known)} pictures")
