@@ -46,7 +46,7 @@ STARTERS_FILE = Path(__file__).with_name("starters.json")
 
 _NUMBERED = re.compile(r"(pca|pc|principal|direction)[\s_-]*(\d+)", re.IGNORECASE)
 _HEADINGS = {"hair": "Hair color", "eye": "Eye color", "eyes": "Eye color", "skin": "Skin"}
-_TOKEN = re.compile(r"[\w-]{8,8192}", re.ASCII)
+_TOKEN = re.compile(r"(?:[\w-]{4}){2,2048}(?:[\w-]{2,3})?", re.ASCII)  # no base64 is of 4k + 1 characters
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,9 @@ def check_number(value: object, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"{name}: expected a number from {low:g} to {high:g}")
     if not low <= value <= high:  # NaN is never between
-        raise InputError(f"{name}: got {value:.10g}, expected {low:g} to {high:g}")
+        # Python refuses to format an integer beyond the largest float.
+        shown = f"{value:.10g}" if isinstance(value, float) or abs(value) < 10**20 else "an integer of many digits"
+        raise InputError(f"{name}: got {shown}, expected {low:g} to {high:g}")
     return float(value)
 
 

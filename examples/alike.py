@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from vae_runtime import VAE, find_images, nearest
+from vae_runtime import VAE, VAEError, find_images, nearest
 
 
 def main() -> None:
@@ -39,4 +39,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VAEError as error:
+        sys.exit(f"{error}")

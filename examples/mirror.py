@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ def main() -> None:
     parser.add_argument("--model", help="a model's folder or hf:owner/name (default: the bundled model)")
     given = parser.parse_args()
 
+    if Path(given.source).resolve() == Path(given.target).resolve():
+        sys.exit(f"{given.target}: is the source; give the video another name")
     video = cv2.VideoCapture(int(given.source) if given.source.isdigit() else given.source)
     if not video.isOpened():
         sys.exit(f"{given.source}: not a video or camera that OpenCV can open")

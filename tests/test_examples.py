@@ -60,6 +60,8 @@ def test_alike_finds_the_copy(tiny, faces):
     empty = faces.parent / "empty"
     empty.mkdir()
     assert "no pictures" in run_example("alike.py", faces / "00.png", empty, model=tiny.folder).stderr
+    missing = run_example("alike.py", "none.png", faces, model=tiny.folder)
+    assert missing.stderr.splitlines() == ["none.png: no such file"]
 
 
 def test_near_duplicates_are_grouped(tiny, faces):
@@ -102,6 +104,8 @@ def test_the_mirror_writes_as_many_frames(tiny, faces, tmp_path):
     assert [more for more, _ in read] == [True] * 4 + [False]
     assert read[0][1].shape == (64, 128, 3)
     assert "OpenCV" in run_example("mirror.py", "none.webm", "out.webm", model=tiny.folder).stderr
+    same = run_example("mirror.py", tmp_path / "in.webm", tmp_path / "in.webm", model=tiny.folder)
+    assert "is the source" in same.stderr
 
 
 def test_an_avatar_is_the_face_of_a_name(tiny, tmp_path):
@@ -112,6 +116,10 @@ def test_an_avatar_is_the_face_of_a_name(tiny, tmp_path):
     assert ada == again != grace
     with Image.open(tmp_path / "Ada.png") as face:
         assert face.size == (32, 32)
+    for wrong in (("-o", tmp_path / "none" / "ada.png"), ("-o", tmp_path / "side.png", "--side", 0)):
+        refused = run_example("avatar.py", "Ada", *wrong, model=tiny.folder)
+        assert refused.returncode == 1
+        assert len(refused.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

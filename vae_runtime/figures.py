@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vae_runtime.checks import check_count, check_number
 from vae_runtime.errors import InputError, RuntimeMissingError
 from vae_runtime.files import write_atomically
 from vae_runtime.images import BACKGROUND, Pixels
@@ -23,12 +24,15 @@ MAX_SIDES = {".png": 2**31 - 1, ".gif": 65_535, ".webp": 16_383, ".webm": 16_384
 """Largest height and width in pixels, by file name ending."""
 MAX_BYTES = 2 * 2**30
 """Most bytes of pixels of a sheet, or of all frames of an animation."""
+_PICTURE = "(height, width, 3)"
 
 
 def sheet_shape(
     count: int, height: int, width: int, columns: int | None = None, *, scale: int = 1, gap: int = 2
 ) -> tuple[int, int]:
     """Height and width of the sheet that `image_grid` makes of `count` pictures (height, width)."""
+    for name, value, low in (("columns", columns or 1, 1), ("scale", scale, 1), ("gap", gap, 0)):
+        check_count(value, name, low, max(MAX_SIDES.values()))
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     return rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap
@@ -55,6 +59,26 @@ def _check_bytes(name: str, height: int, width: int, frames: int) -> None:
         )
 
 
+def _check_pixels(pixels: object, name: str, shape: str) -> None:
+    """Raise InputError unless this is a uint8 array of the shape, as `_PICTURE`, and not empty."""
+    array = pixels if isinstance(pixels, np.ndarray) else None
+    fits = array is not None and array.ndim == shape.count(",") + 1 and array.shape[-1] == 3 and array.size > 0
+    if array is None or array.dtype != np.uint8 or not fits:
+        got = type(pixels).__name__ if array is None else f"{array.dtype} {array.shape}"
+        raise InputError(f"{name}: got {got}, expected a uint8 array {shape}")
+
+
+def _check_frames(frames: object, path: str | os.PathLike[str]) -> None:
+    if not isinstance(frames, (Sequence, np.ndarray)):
+        raise InputError(f"frames: got {type(frames).__name__}, expected an array or a list of pictures")
+    if len(frames) == 0:
+        raise InputError(f"{path}: got no frames, expected at least one")
+    for index, frame in enumerate(frames):
+        _check_pixels(frame, f"frames[{index}]", _PICTURE)
+        if frame.shape != frames[0].shape:
+            raise InputError(f"frames[{index}]: got {frame.shape}, expected {frames[0].shape} as the first frame")
+
+
 def image_grid(images: Pixels, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> Pixels:
     """Pictures (n, H, W, 3), n >= 1, as one sheet in reading order on `BACKGROUND`, uint8 (height, width, 3).
 
@@ -62,11 +86,10 @@ def image_grid(images: Pixels, columns: int | None = None, *, scale: int = 1, ga
     becomes, by Lanczos resampling, as the demo shows faces. gap: pixels between pictures, after scaling. At most
     `MAX_BYTES`.
     """
-    if images.ndim != 4 or len(images) == 0 or images.dtype != np.uint8:
-        raise InputError(f"images: got {images.dtype} {images.shape}, expected uint8 (n, height, width, 3) with n >= 1")
+    _check_pixels(images, "images", "(n, height, width, 3) with n >= 1")
+    shape = sheet_shape(len(images), images.shape[1], images.shape[2], columns, scale=scale, gap=gap)
     columns = columns or math.ceil(math.sqrt(len(images)))
     height, width = images.shape[1] * scale, images.shape[2] * scale
-    shape = sheet_shape(len(images), images.shape[1], images.shape[2], columns, scale=scale, gap=gap)
     _check_bytes("images", *shape, 1)
     sheet = np.empty((*shape, 3), np.uint8)
     sheet[:] = BACKGROUND
@@ -84,7 +107,13 @@ def enlarge(picture: Pixels, height: int, width: int) -> Pixels:
 
 
 def save_png(image: Pixels, path: str | os.PathLike[str]) -> Path:
-    """Write one RGB picture (H, W, 3) as a lossless PNG, all or nothing, and return its path."""
+    """Write one RGB picture (H, W, 3) as a lossless PNG, all or nothing, and return its path.
+
+    InputError for a name that does not end in .png, or what is not such a picture.
+    """
+    _check_pixels(image, "image", _PICTURE)
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"{path}: expected a name that ends in .png")
     check_figure(path, *image.shape[:2])
     return write_atomically(path, _encode(Image.fromarray(image), "PNG"))
 
@@ -92,16 +121,14 @@ def save_png(image: Pixels, path: str | os.PathLike[str]) -> Path:
 def save_animation(frames: Sequence[Pixels] | Pixels, path: str | os.PathLike[str], fps: float = 12.0) -> Path:
     """Write frames (n, H, W, 3), n >= 1, as an endless GIF, a lossless WebP or a WebM, by the ending of `path`.
 
-    fps: frames a second, 0.1 to 100. A WebM (VP9, lossy, no sound) needs OpenCV. Returns the path. InputError for more
-    than the format or `MAX_BYTES` allows: see `check_figure`.
+    fps: frames a second, 0.1 to 100. A WebM (VP9, lossy, no sound) needs OpenCV. Returns the path. InputError for
+    frames that are not all uint8 of one size, or more than the format or `MAX_BYTES` allows: see `check_figure`.
     """
     kind = Path(path).suffix.lower()
     if kind not in ANIMATIONS:
         raise InputError(f"{path}: expected a name that ends in {', '.join(ANIMATIONS)}")
-    if len(frames) == 0:
-        raise InputError(f"{path}: got no frames, expected at least one")
-    if not 0.1 <= fps <= 100:
-        raise InputError(f"fps: got {fps}, expected 0.1 to 100")
+    _check_frames(frames, path)
+    check_number(fps, "fps", 0.1, 100)
     check_figure(path, frames[0].shape[0], frames[0].shape[1], len(frames))
     if kind == ".webm":
         return _save_webm(frames, Path(path), fps)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from vae_runtime import ImageError, load_image
-from vae_runtime.images import FORMATS, Pixels, fit_square, load_square
+from vae_runtime.image_bytes import PNG_SIGNATURE, clean_png
+from vae_runtime.images import FORMATS, Pixels, fit_square, load_mask, load_square
 
 MAX_FACE_SIDE = 512
 """Pixels. Larger pictures are reduced to this as soon as they are decoded; a face in a grid may not be larger."""
@@ -42,12 +43,7 @@ def from_uri(text: object) -> Pixels:
 
 def mask_from_uri(text: object) -> NDArray[np.bool_]:
     """The mask (H, W) of a PNG data URI: True where it is opaque or, where all of it is, where it is light."""
-    data = _face_bytes(text)
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    if alpha.min() < 255:
-        return np.asarray(alpha > 127)
-    return np.asarray(load_image(data).max(axis=2) > 127)
+    return load_mask(_face_bytes(text))
 
 
 def picture_from_uri(text: object) -> Pixels:
@@ -79,10 +75,13 @@ def holes_from_uri(text: object, side: int) -> NDArray[np.bool_]:
     match = _ANY.match(text) if isinstance(text, str) else None
     if match is None or not isinstance(text, str):
         return none
-    with Image.open(io.BytesIO(_decode(text[match.end() :])), formats=FORMATS) as image:
-        if max(image.size) > MAX_FACE_SIDE or not image.has_transparency_data:
-            return none
-        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
+    try:
+        with _opened(_decode(text[match.end() :])) as image:
+            if max(image.size) > MAX_FACE_SIDE or not image.has_transparency_data:
+                return none
+            alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
+    except Exception as error:  # Pillow's errors share no base class
+        raise ImageError("picture: its transparency cannot be read") from error
     return np.asarray(fit_square(alpha[..., None].repeat(3, axis=2), side)[..., 0] < 128)
 
 
@@ -100,10 +99,15 @@ def _face_bytes(text: object) -> bytes:
     return data
 
 
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    """A picture whose header is read; of a PNG without the texts that Pillow fails at and `load_image` leaves out."""
+    return Image.open(io.BytesIO(clean_png(data).data if data.startswith(PNG_SIGNATURE) else data), formats=FORMATS)
+
+
 def _pixels(data: bytes) -> int:
     """What the header says; 0 for what cannot be opened, which `load_image` refuses with a sentence."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _opened(data) as image:
             return image.width * image.height
     except Exception:  # the same errors come from load_image
         return 0

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from demo.components import FaceGrid
-from demo.service import MAX_FACES, MAX_SEED, Service
+from demo.service import MAX_FACES, MAX_SEED, Service, check_where
 from demo.tabs.base import RANDOM_SEED, Page, State, Tab, friendly, headline, number, parse_json, send_buttons, tools
 from vae_runtime.config import PRIOR_FILE
 from vae_runtime.images import Pixels
@@ -90,6 +90,7 @@ class SampleTab(Tab):
         temperature, prior = number(state, "temperature", 1.0), state.get("prior", "model")
         choices, where = service.choices, state.get("where") or []
         where = parse_json(where, "where") if isinstance(where, str) else where
+        check_where(where)
         if state.get("switched"):
             where = [each for each in where if each in {value for _, value in choices}]
         drawn = service.sample(faces, seed, temperature, prior, where)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from demo.components.data_uri import from_uri, holes_from_uri, mask_from_uri, to
 from demo.service import MAX_STEPS
 from tests.demo.test_app import BUNDLED, TINY, call, leaks, tall
 from tests.demo.test_browser import choose_model, open_tab, wait_until
-from vae_runtime import save_png
+from vae_runtime import ImageError, save_png
 from vae_runtime.images import psnr
 
 
@@ -176,6 +178,31 @@ def test_what_is_transparent_in_a_picture_is_painted_over_from_the_start(page, a
 @pytest.mark.parametrize("text", [None, 7, "", "data:text/html;base64,QQ=="])
 def test_what_is_no_picture_has_no_holes(text):
     assert not holes_from_uri(text, 4).any()
+
+
+def png_with_bad_text(picture: np.ndarray) -> bytes:
+    """A PNG that `load_image` reads and Pillow alone refuses: the checksum of its text is wrong."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    data, body = file.getvalue(), b"tEXtkey\0value"
+    text = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body) ^ 1)
+    return data[:33] + text + data[33:]
+
+
+def test_a_damaged_text_of_a_picture_costs_no_holes():
+    alpha = np.array([[0, 255], [255, 255]], np.uint8)
+    data = png_with_bad_text(np.dstack([np.zeros((2, 2, 3), np.uint8), alpha]))
+    found = holes_from_uri("data:image/png;base64," + base64.b64encode(data).decode(), 2)
+    assert np.array_equal(found, alpha == 0)
+
+
+def test_a_picture_that_ends_early_is_refused_as_mask_and_for_its_holes(rng):
+    whole = base64.b64decode(uri_of(rng.integers(0, 256, (32, 32, 4), np.uint8)).partition(",")[2])
+    text = "data:image/png;base64," + base64.b64encode(whole[:-1000]).decode()
+    with pytest.raises(ImageError, match="not a picture that can be read"):
+        mask_from_uri(text)
+    with pytest.raises(ImageError, match="transparency"):
+        holes_from_uri(text, 4)
 
 
 def test_holes_are_cut_as_the_picture_is():

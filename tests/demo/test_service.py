@@ -9,6 +9,8 @@ import pytest
 
 from demo.evolution import SIZE, Lineage, replay
 from demo.service import MAX_STRENGTH, OPEN_SLIDERS, Service, check_int, check_number, strongest
+from demo.tabs.base import Models
+from demo.tabs.sample import SampleTab
 from vae_runtime import InputError
 from vae_runtime.attributes import Attributes
 from vae_runtime.images import psnr
@@ -75,7 +77,7 @@ def test_a_face_travels_in_a_link_as_its_code(service):
     token = service.token(face)
     again = service.face_of_token(token)
     assert psnr(again, service.vae.reconstruct(face)[0]) > 35
-    for wrong in ("", token[:-8], token + "AAAAAAAA", "../../etc", None, 7):
+    for wrong in ("", token[:-8], token + "AAAAAAAA", "A" * 685, "../../etc", None, 7):
         with pytest.raises(InputError, match="face"):
             service.face_of_token(wrong)
 
@@ -113,7 +115,7 @@ def test_without_directions_the_sliders_move_the_picture_most(vaes):
     assert min(moved) > by_chance
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e400, True, "3", None, [3], {"a": 1}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e400, 10**400, True, "3", None, [3], {"a": 1}])
 def test_what_is_no_number_in_range_is_refused(value):
     with pytest.raises(InputError, match="seed"):
         check_number(value, "seed", 0, MAX_STRENGTH)
@@ -153,3 +155,10 @@ def test_full_mutation_forgets_the_parents_and_keeps_the_prior():
 def test_a_text_that_is_no_lineage_is_refused(text):
     with pytest.raises(InputError, match="lineage: "):
         Lineage.parse(text)
+
+
+@pytest.mark.parametrize("where", [5, [[1]], {"hair": "red"}])
+def test_a_limit_that_is_no_list_of_texts_is_refused_when_the_model_changes(vaes, where):
+    models = Models([Service(vaes[0])])
+    with pytest.raises(InputError, match="where"):
+        SampleTab(models).draw(models.first, {"where": where, "switched": True})

@@ -494,6 +494,47 @@ def test_grid(rng):
         image_grid(faces[:0])
 
 
+@pytest.mark.parametrize(
+    ("faces", "named", "wrong"),
+    [
+        ([np.zeros((4, 4, 3), np.uint8)], {}, "images: got list"),
+        (np.zeros((2, 4, 4, 3)), {}, "float64"),
+        (np.zeros((2, 4, 4, 4), np.uint8), {}, "4, 4, 4"),
+        (np.zeros((2, 4, 4, 3), np.uint8), {"columns": -1}, "columns"),
+        (np.zeros((2, 4, 4, 3), np.uint8), {"scale": 0}, "scale"),
+        (np.zeros((2, 4, 4, 3), np.uint8), {"gap": -70}, "gap"),
+    ],
+)
+def test_what_makes_no_sheet_is_refused(faces, named, wrong):
+    with pytest.raises(InputError, match=wrong):
+        image_grid(faces, **named)
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((1, 4, 4, 3), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)]
+)
+def test_what_is_no_single_picture_is_not_saved(tmp_path, picture):
+    with pytest.raises(InputError, match="image: got"):
+        save_png(picture, tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"frames\[0\]"):
+        save_animation([picture], tmp_path / "a.gif")
+
+
+def test_a_png_has_the_name_of_one(tmp_path):
+    with pytest.raises(InputError, match=r"c\.jpg"):
+        save_png(np.zeros((4, 4, 3), np.uint8), tmp_path / "c.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", figures.ANIMATIONS)
+def test_frames_are_of_one_size_and_counted(tmp_path, ending):
+    frames = [np.zeros((side, 4, 3), np.uint8) for side in (6, 4)]
+    with pytest.raises(InputError, match=r"frames\[1\]: got \(4, 4, 3\), expected \(6, 4, 3\)"):
+        save_animation(frames, tmp_path / f"a{ending}")
+    with pytest.raises(InputError, match="generator"):
+        save_animation((frame for frame in frames), tmp_path / f"a{ending}")
+
+
 def test_png_is_lossless_and_leaves_nothing_else(tmp_path, rng):
     picture = rng.integers(0, 256, (9, 7, 3), np.uint8)
     path = save_png(picture, tmp_path / "a.png")
