@@ -108,10 +108,11 @@ def import_onnxruntime() -> Any:
 
 def parse_device(device: str, name: str = "device") -> tuple[str, int]:
     """("auto" | "cpu" | "cuda", index) from "auto", "cpu", "cuda" or "cuda:1"; InputError names `name`."""
-    if isinstance(device, str) and device in ("auto", "cpu"):
-        return device, 0
-    if isinstance(device, str) and (match := _DEVICE.fullmatch(device)):
-        return "cuda", int(match[1] or 0)
+    if isinstance(device, str):
+        if device in ("auto", "cpu"):
+            return device, 0
+        if match := _DEVICE.fullmatch(device):
+            return "cuda", int(match[1] or 0)
     raise InputError(f"{name}: got {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
 
 
