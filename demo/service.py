@@ -18,7 +18,7 @@ from demo.components.mask_editor import Masked
 from demo.components.sliders import SliderBoard, SliderGroup
 from demo.evolution import Lineage, replay
 from vae_runtime import VAE, InputError, kl_divergence, load_image
-from vae_runtime.checks import Array
+from vae_runtime.checks import Array, show_integer
 from vae_runtime.figures import enlarge
 from vae_runtime.images import Images, Pixels, psnr
 from vae_runtime.latent import Method, analogy, grid, path
@@ -315,8 +315,7 @@ def check_number(value: object, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"{name}: expected a number from {low:g} to {high:g}")
     if not low <= value <= high:  # NaN is never between
-        # Python refuses to format an integer beyond the largest float.
-        shown = f"{value:.10g}" if isinstance(value, float) or abs(value) < 10**20 else "an integer of many digits"
+        shown = f"{value:.10g}" if isinstance(value, float) else show_integer(value)
         raise InputError(f"{name}: got {shown}, expected {low:g} to {high:g}")
     return float(value)
 

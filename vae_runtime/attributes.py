@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vae_runtime.checks import as_codes, make_rng
+from vae_runtime.checks import as_codes, frozen_copy, make_rng
 from vae_runtime.errors import InputError, InputTypeError
 from vae_runtime.npz import parse_arrays, read_file, save_arrays
 from vae_runtime.prior import Codes, Prior
@@ -50,9 +50,7 @@ class Attributes:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {str(name): tuple(map(str, each)) for name, each in self.values.items()})
         for name in ("weights", "bias", "accuracy"):
-            array = np.array(getattr(self, name), np.float32, order="C")
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
+            object.__setattr__(self, name, frozen_copy(getattr(self, name)))
         total = sum(len(each) for each in self.values.values())
         shapes = self.weights.ndim, self.weights.shape[:1], self.bias.shape, self.accuracy.shape
         if not self.values or shapes != (2, (total,), (total,), (len(self.values),)):

@@ -7,7 +7,7 @@ import numbers
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from vae_runtime.errors import InputError, InputTypeError
 
@@ -25,7 +25,7 @@ def make_rng(rng: Rng) -> np.random.Generator:
     if isinstance(rng, bool) or not isinstance(rng, numbers.Integral):
         raise InputTypeError(f"rng: got {type(rng).__name__}, expected a seed (int), a numpy Generator or None")
     if rng < 0:
-        raise InputError(f"rng: got the seed {_shown(int(rng))}, expected an integer >= 0")
+        raise InputError(f"rng: got the seed {show_integer(int(rng))}, expected an integer >= 0")
     return np.random.default_rng(int(rng))
 
 
@@ -62,6 +62,13 @@ def from_torch(value: Any) -> Any:
     return [from_torch(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def frozen_copy(value: ArrayLike, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """A read-only copy in C order, so that what an object was made from stays its owner's."""
+    array = np.array(value, dtype, order="C")
+    array.setflags(write=False)
+    return array
+
+
 def as_codes(z: ArrayLike, latent_dim: int | None = None, name: str = "z") -> Array:
     """`z` as a finite array (n, d), one code (d,) as (1, d). InputError for another rank, or another d than given."""
     codes = as_latent(z, name)
@@ -87,11 +94,11 @@ def check_count(value: object, name: str, low: int, high: int) -> int:
         raise InputTypeError(f"{name}: got {value!r}, expected an integer from {low} to {high}")
     number = int(value)
     if not low <= number <= high:
-        raise InputError(f"{name}: got {_shown(number)}, expected {low} to {high}")
+        raise InputError(f"{name}: got {show_integer(number)}, expected {low} to {high}")
     return number
 
 
-def _shown(number: int) -> str:
+def show_integer(number: int) -> str:
     """An integer for a message; a long one is not printed, and Python refuses to print one above 4300 digits."""
     return str(number) if abs(number) < 10**20 else "an integer of more than 20 digits"
 

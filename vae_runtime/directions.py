@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_runtime.checks import frozen_copy
 from vae_runtime.errors import InputError
 from vae_runtime.npz import parse_arrays, read_file, save_arrays
 
@@ -27,8 +28,7 @@ class Directions:
     """(n, latent_dim)"""
 
     def __post_init__(self) -> None:
-        vectors = np.array(self.vectors, np.float32, order="C")
-        vectors.setflags(write=False)
+        vectors = frozen_copy(self.vectors)
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "names", tuple(str(name) for name in self.names))
         if vectors.ndim != 2 or len(vectors) != len(self.names) or not 1 <= len(vectors) <= MAX_DIRECTIONS:
@@ -76,8 +76,7 @@ class Neighbors:
     """mu of each: (n, latent_dim)"""
 
     def __post_init__(self) -> None:
-        codes = np.array(self.codes, np.float32, order="C")
-        codes.setflags(write=False)
+        codes = frozen_copy(self.codes)
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "names", tuple(str(name) for name in self.names))
         if codes.ndim != 2 or len(codes) != len(self.names) or not len(codes):

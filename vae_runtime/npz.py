@@ -74,4 +74,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kind: str, a
     if dtype.kind != kind or len(shape) != axes or claimed != len(raw.getbuffer()) - raw.tell():
         raise ValueError(f"{member.filename} is {dtype} {shape}")
     raw.seek(0)
-    return npy.read_array(raw, allow_pickle=False)
+    array = npy.read_array(raw, allow_pickle=False)
+    if kind == "U":
+        array.tolist()  # which decodes it, so that code points beyond Unicode fail here
+    return array

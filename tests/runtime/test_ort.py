@@ -19,6 +19,7 @@ from tiny_model import DIM, SIZE, build_model
 
 from vae_runtime import VAE, InputError
 from vae_runtime.errors import DeviceError, DeviceWarning, InputTypeError, ModelFileError
+from vae_runtime.images import to_pixels
 from vae_runtime.ort import devices
 from vae_runtime.ort.devices import CPU, CUDA, TENSORRT, DeviceOptions, Driver, choose_providers
 from vae_runtime.ort.graph import Graph, active_device, open_session
@@ -530,6 +531,17 @@ def test_a_graph_needs_no_model_folder(tiny, rng):
     data = (tiny.folder / "decoder.onnx").read_bytes()
     graph = Graph(data, "mine", {"z": (DIM,)}, {"image": (3, SIZE, SIZE)}, DeviceOptions(device="cpu"))
     assert graph.run(np.zeros((2, DIM), np.float32))[0].shape == (2, 3, SIZE, SIZE)
+
+
+@pytest.mark.filterwarnings("error")
+def test_output_that_is_not_finite_is_an_error_and_no_black_picture(tiny):
+    weight = tiny.v[0, 0].tobytes()
+    data = (tiny.folder / "decoder.onnx").read_bytes()
+    assert data.count(weight) == 1
+    data = data.replace(weight, np.float32(np.nan).tobytes())
+    graph = Graph(data, "decoder.onnx", {"z": (DIM,)}, {"image": (3, SIZE, SIZE)}, DeviceOptions(device="cpu"))
+    with pytest.raises(ModelFileError, match=r"decoder\.onnx"):
+        graph.run(np.ones((2, DIM), np.float32), postprocess=to_pixels)
 
 
 def test_names_that_are_no_text_are_refused(tiny):

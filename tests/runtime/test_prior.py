@@ -347,6 +347,9 @@ def test_directions_keep_their_names(tmp_path, rng):
     np.testing.assert_array_equal(loaded["ünï"], directions.vectors[1])
     with pytest.raises(InputError, match="did you mean 'smile'"):
         loaded["smil"]
+    path.write_bytes(path.read_bytes().replace("ü".encode("utf-32-le"), b"\xff\xff\xff\x7f"))
+    with pytest.raises(ModelFileError, match=r"d\.npz"):
+        Directions.load(path)
     with pytest.raises(ModelFileError):
         Directions.load(Prior.standard(4).save(tmp_path / "p.npz"))
 

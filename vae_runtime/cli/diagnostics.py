@@ -33,6 +33,7 @@ from vae_runtime.ort.devices import (
     usable_cores,
     why_not_cuda,
 )
+from vae_runtime.ort.graph import session_options
 
 _LATER = 20  # runs after the first, whose median is the steady latency
 
@@ -132,9 +133,7 @@ def nodes(vae: VAE, folder: Path) -> dict[str, str]:
         return {}
     found, files = {}, graph_files(vae.variant)
     for graph, file, opened in zip(("encoder", "decoder"), files, (vae.encoder, vae.decoder), strict=True):
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options = session_options()
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers = choose_providers(opened.options) if opened.device != "cpu" else [CPU]
         session = ort.InferenceSession(str(folder / file), options, providers=providers)

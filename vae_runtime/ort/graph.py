@@ -101,6 +101,7 @@ class Graph:
 
         preprocess: turns some rows of each of `values` into float32 input. postprocess: turns each output of these rows
         into what is kept. Both run beside the graph, part by part, so that a large batch is never all floats at once.
+        Raises DeviceError where a run fails, ModelFileError where an output has NaN or infinity.
         """
         runner = self._ready()
 
@@ -113,6 +114,8 @@ class Graph:
                     f"{self.name}: a run of {len(inputs[0])} rows failed on {self.device} ({_first_line(error)}); "
                     "if memory is short, give fewer rows at once or use device='cpu'"
                 ) from error
+            if not all(np.isfinite(output).all() for output in outputs):
+                raise ModelFileError(f"{self.name}: its output is not finite; export it again, or use another variant")
             return outputs if postprocess is None else [postprocess(output) for output in outputs]
 
         parts = runner.each(len(values[0]), part)
@@ -155,11 +158,7 @@ def open_session(
     model: bytes, name: str, providers: Sequence[Provider], threads: int, summary: GraphSummary
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session; ModelFileError if the graph cannot be opened."""
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # A file can be of ONNX and of ONNX Runtime's own format at once; what is opened has to be what was checked.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
+    ort, options = import_onnxruntime(), session_options()
     options.intra_op_num_threads = threads
     # The arena keeps the memory of the largest batch forever, and is no faster on a CPU.
     options.enable_cpu_mem_arena = False
@@ -177,6 +176,15 @@ def open_session(
             f"{name}: ONNX Runtime {ort.__version__} cannot open it, opset {summary.opset} ({_first_line(error)}); "
             "export it again, or update ONNX Runtime"
         ) from error
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """What every session is opened with."""
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 3
+    # A file can be of ONNX and of ONNX Runtime's own format at once; what is opened has to be what was checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
 
 
 def active_device(session: onnxruntime.InferenceSession, asked: Sequence[Provider], options: DeviceOptions) -> str:

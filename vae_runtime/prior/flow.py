@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_runtime.checks import frozen_copy
 from vae_runtime.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -76,10 +77,9 @@ class Flow:
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
-            value = np.array(getattr(self, name), np.int32 if name == "orders" else np.float32, order="C")
+            value = frozen_copy(getattr(self, name), np.int32 if name == "orders" else np.float32)
             if not np.isfinite(value).all():
                 raise InputError(f"flow: {name} has non-finite values; fit it again")
-            value.setflags(write=False)
             object.__setattr__(self, name, value)
         layers, dim = self.orders.shape if self.orders.ndim == 2 else (0, 0)
         hidden = self.inner_bias.shape[-1] if self.inner_bias.ndim == 2 else 0

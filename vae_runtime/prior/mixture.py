@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vae_runtime.checks import Rng, as_codes, check_count, check_number, make_rng
+from vae_runtime.checks import Rng, as_codes, check_count, check_number, frozen_copy, make_rng
 from vae_runtime.errors import InputError
 from vae_runtime.npz import parse_arrays, read_file, save_arrays
 from vae_runtime.prior.flow import ARRAYS, Flow
@@ -58,10 +58,9 @@ class Prior:
 
     def __post_init__(self) -> None:
         for name in self._arrays():
-            value = np.array(getattr(self, name), np.float32, order="C")
+            value = frozen_copy(getattr(self, name))
             if not np.isfinite(value).all():
                 raise InputError(f"prior: {name} has non-finite values; fit it again")
-            value.setflags(write=False)
             object.__setattr__(self, name, value)
         count, dim = self.means.shape if self.means.ndim == 2 else (0, 0)
         if self.weights.shape != (count,) or not 1 <= count <= MAX_COMPONENTS or dim < 1:
