@@ -31,7 +31,10 @@ from vae_train.adversarial.prior import LearnedPrior
 from vae_train.adversarial.spectrum import log_spectrum, spectrum_distance
 from vae_train.adversarial.steps import pseudo_huber
 from vae_train.config import TrainConfig
+from vae_train.data.faces import load_faces
 from vae_train.engine import checkpoint
+from vae_train.engine.held_out import evaluate_held_out
+from vae_train.engine.logger import read_metrics
 from vae_train.engine.run_folder import Interrupted
 from vae_train.engine.runs import load_run
 from vae_train.engine.state import CHECKPOINTS
@@ -303,6 +306,14 @@ def test_the_mean_of_runs_is_a_run(networks, tmp_path, quick):
     drawn, codes = Prior.load(out / PRIOR_FILE), np.zeros((1, 8), np.float32)
     assert drawn.log_prob(codes) != Prior.load(runs[0] / PRIOR_FILE).log_prob(codes)
     assert load_run(out)[1].step == 6
+    measured, first = (read_metrics(run)[-1] for run in (out, runs[0]))
+    assert measured["step"] == 6
+    assert measured["held_out_psnr"] != first["held_out_psnr"]
+    faces = load_faces(networks.data, networks.image_size, networks.avatars, networks.seed)
+    model = VAE.from_config(networks)
+    model.load_state_dict({k.removeprefix("average."): v for k, v in found.items() if k.startswith("average.")})
+    figures = evaluate_held_out(model, torch.from_numpy(faces.pixels[faces.held_out()]), networks)
+    assert measured["held_out_squared_error"] == pytest.approx(figures["squared_error"], rel=1e-6)
     recipe.refine(dataclasses.replace(settings, seed=0, images=16), networks, None, None, out, CPU)
     assert checkpoint.load_latest(out / CHECKPOINTS)[0].step == 8
 
