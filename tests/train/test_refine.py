@@ -82,10 +82,10 @@ def tensors(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("phase", "last"), [("train_step", 4), ("follow_step", 8)])
+@pytest.mark.parametrize(("phase", "last"), [("train_step", 4), ("settle_step", 7), ("follow_step", 10)])
 def test_a_run_that_was_stopped_continues_to_the_bit(phase, last, networks, tmp_path, quick, monkeypatch):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    recipe.refine(SETTINGS, networks, start(), Prior.standard(8), whole, CPU)
+    whole, parts, settings = tmp_path / "whole", tmp_path / "parts", dataclasses.replace(SETTINGS, settle=4)
+    recipe.refine(settings, networks, start(), Prior.standard(8), whole, CPU)
     step = getattr(recipe, phase)
 
     def stopped(state, setup):
@@ -95,9 +95,9 @@ def test_a_run_that_was_stopped_continues_to_the_bit(phase, last, networks, tmp_
 
     monkeypatch.setattr(recipe, phase, stopped)
     with pytest.raises(Interrupted):
-        recipe.refine(SETTINGS, networks, start(), Prior.standard(8), parts, CPU)
+        recipe.refine(settings, networks, start(), Prior.standard(8), parts, CPU)
     monkeypatch.setattr(recipe, phase, step)
-    recipe.refine(SETTINGS, networks, None, None, parts, CPU)
+    recipe.refine(settings, networks, None, None, parts, CPU)
 
     expected, found = tensors(whole), tensors(parts)
     assert expected.keys() == found.keys()
@@ -200,7 +200,7 @@ def test_the_distance_of_spectra_is_that_of_logarithms():
 def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_other():
     rng = np.random.default_rng(0)
     real, *batches = (rng.normal(i, 1 + i, (40, 3)) for i in range(5))
-    moments = FeatureMoments(3, 2, half_life=40).double()
+    moments = FeatureMoments(3, 2).double()
     moments.calibrate(torch.from_numpy(real))
     mean, deviation = real.mean(0), real.std(0, ddof=1) + 1e-3
     values, directions = np.linalg.eigh(np.cov(real.T))
@@ -217,16 +217,16 @@ def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_
         means, variances = np.split(trained + offset, [3])
         variances = np.maximum(variances, 1e-3)
         inputs = torch.from_numpy(features).requires_grad_()
-        distance = moments(inputs, torch.from_numpy(averaged))
+        distance = moments(inputs, torch.from_numpy(averaged), half_life=40)
         expected = np.mean(((means - mean) / deviation) ** 2) + 0.2 * np.mean(np.log(variances) ** 2)
         assert distance.item() == pytest.approx(expected, rel=1e-5)
         distance.backward()
         by_mean = 2 * (means - mean) / deviation**2 / 3 / 40
         by_variance = 0.4 * ((features - mean) @ basis * np.log(variances) / variances) @ basis.T / 40
         np.testing.assert_allclose(inputs.grad, by_mean + by_variance, rtol=1e-4)
-    found = FeatureMoments(3, 0, half_life=40).double()
+    found = FeatureMoments(3, 0).double()
     found.calibrate(torch.from_numpy(real))
-    assert found(torch.from_numpy(real), torch.from_numpy(real)) == pytest.approx(0, abs=1e-12)
+    assert found(torch.from_numpy(real), torch.from_numpy(real), half_life=40) == pytest.approx(0, abs=1e-12)
 
 
 def test_far_moments_count_by_their_distance():
@@ -268,6 +268,24 @@ def test_a_run_without_its_moments_or_its_first_prior_is_refused(networks, tmp_p
     (run / recipe.FIRST_PRIOR).unlink()
     with pytest.raises(CheckpointError, match=recipe.FIRST_PRIOR):
         recipe.refine(SETTINGS, networks, None, None, run, CPU)
+
+
+@pytest.mark.parametrize("prior_images", [0, 8])
+def test_what_settles_comes_nearer_to_real_moments_and_nothing_else_moves(prior_images, networks, tmp_path, quick):
+    settings = dataclasses.replace(
+        SETTINGS, follow=0, prior_images=prior_images, images=8, batch_size=4, eyes=0, mouth=0
+    )
+    recipe.refine(settings, networks, start(), FLOW, tmp_path, CPU)
+    before = tensors(tmp_path)
+    settings = dataclasses.replace(settings, settle=160, settle_rate=1e-3)
+    recipe.refine(settings, networks, None, None, tmp_path, CPU)
+    after = tensors(tmp_path)
+    changed = {name.partition(".layers")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    settled = {"average.decoder"} | ({"average_prior"} if prior_images else set())
+    assert {name for name in changed - {"sums"} if not name.startswith("moments")} == settled
+    first, *_, last = [each for each in read_metrics(tmp_path) if each["step"] > 2]
+    assert last["train_moment_distance"] < first["train_moment_distance"]
+    assert "train_critic_loss" not in last
 
 
 def test_the_prior_stays_unless_asked_and_then_learns_for_as_long_as_asked(networks, tmp_path, quick, monkeypatch):

@@ -42,6 +42,8 @@ class RefineConfig:
     widen: float = _number(1.0, "widths of the prior's Gaussians, in those at the start", 0.1, 10.0)
     average: int = _number(10_000, "half-life of the averaged weights, in pictures", 1, 1_000_000_000)
     decay: float = _number(0.0, "last part, over which the decoder's learning rate falls to a tenth", 0.0, 1.0)
+    settle: int = _number(0, "new faces after these, with which moments alone count", 0, 1_000_000_000)
+    settle_rate: float = _number(3e-6, "learning rate of that part, which falls to 0", 1e-8, 1.0)
     follow: int = _number(60_000, "pictures at the end, on which the encoder follows the decoder", 0, 1_000_000_000)
     side: int = _number(128, "side at which the feature network sees the pictures, a multiple of 32", 32, 512)
     seed: int = _number(0, "seed of draws, pictures and noise", 0, 2**31 - 1)
@@ -69,13 +71,18 @@ class RefineConfig:
 
     @property
     def adversarial_steps(self) -> int:
-        """Steps in which new faces are drawn."""
+        """Steps in which a critic judges new faces."""
         return math.ceil(self.images / self.batch_size)
+
+    @property
+    def drawing_steps(self) -> int:
+        """Steps until the decoder is done: the adversarial ones, and those in which it settles."""
+        return self.adversarial_steps + math.ceil(self.settle / self.batch_size)
 
     @property
     def steps(self) -> int:
         """Steps in all."""
-        return self.adversarial_steps + math.ceil(self.follow / self.batch_size)
+        return self.drawing_steps + math.ceil(self.follow / self.batch_size)
 
     def rate(self, images: int) -> float:
         """The share of the decoder's learning rate at a point of the run: 1, then falling linearly to a tenth."""

@@ -65,10 +65,9 @@ class FeatureMoments(nn.Module):
     """The same, but slower, of how far those of the averaged decoder are from them."""
     seen: Tensor
 
-    def __init__(self, channels: int, directions: int, half_life: int) -> None:
-        """directions: 0 to match the means alone. half_life: of the moving averages, in pictures."""
+    def __init__(self, channels: int, directions: int) -> None:
+        """directions: 0 to match the means alone."""
         super().__init__()
-        self.half_life = half_life
         self.register_buffer("real", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("basis", torch.zeros(channels, directions))
@@ -86,9 +85,15 @@ class FeatureMoments(nn.Module):
             basis = (directions / variances.clamp(min=1e-6).sqrt()).flip(1)  # from large to small
             self.basis.copy_(basis[:, : self.basis.shape[1]])
 
-    def forward(self, features: Tensor, averaged: Tensor) -> Tensor:
+    def restart(self) -> None:
+        """Forget what was drawn."""
+        for moving in (self.drawn, self.offset, self.seen):
+            moving.zero_()
+
+    def forward(self, features: Tensor, averaged: Tensor, half_life: int) -> Tensor:
         """Features of pictures that are drawn by the decoder in training and by the averaged one, (n, channels) each
         -> mean squared distance of means, in deviations, and `_VARIANCES` times that of logarithms of variances, ().
+        half_life: of the moving averages, in pictures.
 
         The averaged decoder is what counts, but it comes late: a loop that waits for it swings. So what is followed is
         the decoder in training, corrected by how far the averaged one is off on the same codes. The value is that of
@@ -97,9 +102,9 @@ class FeatureMoments(nn.Module):
         moments = self._moments(features)
         with torch.no_grad():
             self.seen += len(features)
-            self._follow(self.drawn, moments, len(features), self.half_life)
+            self._follow(self.drawn, moments, len(features), half_life)
             offset = self._moments(averaged) - moments
-            self._follow(self.offset, offset, len(features), _SLOWER * self.half_life)
+            self._follow(self.offset, offset, len(features), _SLOWER * half_life)
         followed = self.drawn + self.offset + (moments - moments.detach())
         mean, variance = followed[: len(self.real)], followed[len(self.real) :]
         means, variances = (mean - self.real) / self.deviation, torch.log(variance.clamp(min=1e-3))

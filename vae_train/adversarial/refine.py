@@ -3,7 +3,8 @@ prior decode to faces.
 
 Each step draws new faces, which the critic tells from real ones, and reconstructs real faces from their codes, which
 keep their pictures by squared error and by features (as in VAE/GAN, Larsen et al. 2016). At the start the prior may
-learn, too, and then stays (`LearnedPrior`). The encoder stays until the decoder is done; then it follows by the ELBO of
+learn, too, and then stays (`LearnedPrior`). With the critic done, the decoder may settle: a short part in which the
+moments of new faces alone count. The encoder stays until the decoder is done; then it follows by the ELBO of
 the first stage. Everything random is a function of (seed, step), so that a run that was stopped continues exactly: on a
 CPU with the same number of threads, to the bit. What a run consists of is in `state`, what a step does in `steps`.
 """
@@ -32,7 +33,7 @@ from vae_train.adversarial.critic import augment
 from vae_train.adversarial.matching import FeatureMoments
 from vae_train.adversarial.prior import widened
 from vae_train.adversarial.state import Setup, State, make_setup, make_state, means, restore, save
-from vae_train.adversarial.steps import follow_step, follows, posterior, train_step
+from vae_train.adversarial.steps import follow_step, follows, posterior, settle_step, settles, train_step
 from vae_train.config import CONFIG_FILE, TrainConfig
 from vae_train.data.faces import Faces, load_faces
 from vae_train.engine import checkpoint
@@ -118,7 +119,8 @@ def refine(
             make_bar(config.steps * config.batch_size, state.step * config.batch_size) as bar,
         ):
             while state.step < config.steps:
-                part = config.steps if follows(state, config) else config.adversarial_steps
+                ends = config.adversarial_steps, config.drawing_steps, config.steps
+                part = next(end for end in ends if state.step < end)
                 try:
                     train_until(min(part, (state.step // epoch + 1) * epoch), state, setup, bar, stop)
                 except Interrupted:
@@ -170,7 +172,9 @@ def train_until(end: int, state: State, setup: Setup, bar: tqdm[Any], stop: Stop
     """Steps of one kind up to number `end`. Raises Interrupted after the step in which `stop` received a signal."""
     started = looked = time.monotonic()
     name, take_step = ("critic_loss", train_step)
-    if follows(state, setup.config):
+    if settles(state, setup.config):
+        name, take_step = ("moment_distance", settle_step)
+    elif follows(state, setup.config):
         name, take_step = ("squared_error", follow_step)
     while state.step < end:
         take_step(state, setup)
@@ -222,7 +226,8 @@ def close_epoch(state: State, epoch: int, config: RefineConfig) -> dict[str, Any
     """End the epoch in `state` and return its figures; TrainingError if a loss is not finite."""
     figures, steps = means(state), int(state.sums[-1])
     if state.step > config.adversarial_steps:
-        figures = {"squared_error": figures["squared_error"]}
+        name = "moment_distance" if state.step <= config.drawing_steps else "squared_error"
+        figures = {name: figures[name]}
     if not all(map(math.isfinite, figures.values())):
         raise TrainingError(f"step {state.step}: a loss is not finite; continue from the last checkpoint with --resume")
     speed = steps * config.batch_size / max(state.seconds, 1e-9)
@@ -253,7 +258,8 @@ def draw_sheet(state: State, run: Path) -> None:
 def describe(record: dict[str, Any]) -> str:
     """A line about an epoch."""
     critic = record.get("train_critic_loss")
-    done = "the encoder follows" if critic is None else f"critic {critic:.2f}"
+    settled = "the decoder settles" if "train_moment_distance" in record else "the encoder follows"
+    done = settled if critic is None else f"critic {critic:.2f}"
     return (
         f"{record['images']:,d} pictures: {done}, held out "
         f"{record['held_out_psnr']:.2f} dB, {record['held_out_bits_per_dim']:.3f} bits/dim; "

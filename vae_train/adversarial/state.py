@@ -40,7 +40,6 @@ _POOL_USES = 4  # how often each of them is used, on average
 _REACH = 20_000  # draws that the reach of the first prior is measured on
 _MATCHED_SIDE = 160  # at which the network whose moments are matched sees pictures
 _MATCHED_DIRECTIONS = 256, 0  # of the features of the network and of textures
-_MATCHED_AVERAGE = 1000  # half-life of the moving averages, in pictures
 
 LOSSES = (
     "critic_loss",
@@ -79,6 +78,8 @@ class State:
     optimizer: torch.optim.Adam
     """Of the decoder and of the prior."""
     critic_optimizer: torch.optim.Adam
+    settle_optimizer: torch.optim.Adam
+    """Of the decoder of `average`, and of `average_prior`."""
     encoder_optimizer: torch.optim.Adam
     """Of the encoder of `average`."""
     sums: Tensor
@@ -181,7 +182,7 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     prior.to(device)
     model.eval().encoder.requires_grad_(False)
     matched = zip(setup.statistics(to_unit(setup.real[:1])), _MATCHED_DIRECTIONS, strict=True)
-    moments = nn.ModuleList(FeatureMoments(found.shape[1], count, _MATCHED_AVERAGE) for found, count in matched)
+    moments = nn.ModuleList(FeatureMoments(found.shape[1], count) for found, count in matched)
     groups: list[dict[str, Any]] = [{"params": model.decoder.parameters()}]
     if config.prior_images:
         groups.append({"params": prior.parameters(), "lr": config.prior_rate})
@@ -192,8 +193,10 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     average.encoder.requires_grad_(True)  # it follows at the end
     encoder_optimizer = torch.optim.Adam(average.encoder.parameters(), config.learning_rate, betas=(0.9, 0.99))
     average_prior = copy.deepcopy(prior).requires_grad_(False)
+    settled = [*average.decoder.parameters(), *average_prior.parameters()]
+    settle_optimizer = torch.optim.Adam(settled, config.settle_rate, betas=(0.9, 0.99))
     parts = model, average, prior, average_prior, critic, moments.to(device), eyes.to(device), mouth.to(device)
-    return State(*parts, optimizer, critic_optimizer, encoder_optimizer, sums)
+    return State(*parts, optimizer, critic_optimizer, settle_optimizer, encoder_optimizer, sums)
 
 
 def learned_prior(prior: Prior, config: RefineConfig) -> LearnedPrior:
@@ -244,5 +247,5 @@ def _parts(state: State) -> dict[str, nn.Module]:
 
 
 def _optimizers(state: State) -> dict[str, torch.optim.Adam]:
-    names = ("optimizer", "critic_optimizer", "encoder_optimizer")
+    names = ("optimizer", "critic_optimizer", "settle_optimizer", "encoder_optimizer")
     return {name: getattr(state, name) for name in names}

@@ -17,7 +17,9 @@ from vae_train.model.networks import VAE, reparameterize
 WARM_UP = 60
 """First steps of a run, in which the critic learns alone."""
 _TEXTURES = 0.25  # weight of the means of textures; at 1 contrast swung
+_SETTLED_AVERAGE = 500  # half-life of the moving averages while the decoder settles, in pictures
 _FAR = 0.05  # distance of moments from which on it grows like its root
+_MATCHED_AVERAGE = 1000  # half-life of the moving averages of moments, in pictures
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 
 
@@ -94,7 +96,7 @@ def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) 
                 averaged = state.average.decoder(codes)
             averaged = setup.statistics(averaged)
         matched = zip(state.moments, setup.statistics(drawn), averaged, strict=True)
-        network, textures = (moments(features, of_average) for moments, features, of_average in matched)
+        network, textures = (moments(features, other, _MATCHED_AVERAGE) for moments, features, other in matched)
         losses["moment_distance"] = _INTERVAL * pseudo_huber(network + _TEXTURES * textures)
     return losses
 
@@ -111,15 +113,49 @@ def prior_learns(state: State, config: RefineConfig) -> bool:
     return state.step * config.batch_size < config.prior_images
 
 
+def settles(state: State, config: RefineConfig) -> bool:
+    """Whether the critic is done, and moments alone count."""
+    return config.adversarial_steps <= state.step < config.drawing_steps
+
+
+def settle_step(state: State, setup: Setup) -> None:
+    """One step of the averaged decoder, and of its prior if that has learned, towards the moments of real faces.
+
+    With a critic, moments stay where both pull alike. Alone, and at a small rate that falls to 0, they come closer; so
+    few and small steps change nothing else.
+    """
+    config, generator = setup.config, setup.generator(state.step)
+    left = (config.drawing_steps - state.step) / (config.drawing_steps - config.adversarial_steps)
+    for group in state.settle_optimizer.param_groups:
+        group["lr"] = config.settle_rate * left
+    if state.step == config.adversarial_steps:
+        for moments in state.moments:
+            moments.restart()
+    decoder = state.average.decoder.requires_grad_(True)
+    prior = state.average_prior.requires_grad_(bool(config.prior_images))
+    codes = prior(setup.draws(state.step, generator))
+    with setup.autocast():
+        drawn = decoder(codes)
+    matched = zip(state.moments, setup.statistics(drawn), strict=True)
+    network, textures = (moments(features, features.detach(), _SETTLED_AVERAGE) for moments, features in matched)
+    loss = network + _TEXTURES * textures
+    state.settle_optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.settle_optimizer.step()
+    decoder.requires_grad_(False)
+    prior.requires_grad_(False)
+    note(state, {"moment_distance": loss})
+
+
 def follows(state: State, config: RefineConfig) -> bool:
     """Whether the decoder is done, and the encoder follows."""
-    return state.step >= config.adversarial_steps
+    return state.step >= config.drawing_steps
 
 
 def follow_step(state: State, setup: Setup) -> None:
     """One step of the encoder on real pictures: the negative ELBO, with the averaged decoder as it is."""
     config, generator, model = setup.config, setup.generator(state.step), state.average
-    left = (config.steps - state.step) / (config.steps - config.adversarial_steps)
+    left = (config.steps - state.step) / (config.steps - config.drawing_steps)
     state.encoder_optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, 2 * left)
     image = mirrored(setup.pictures(config.batch_size, generator), generator)
     with setup.autocast():
