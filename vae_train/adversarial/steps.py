@@ -119,7 +119,8 @@ def settles(state: State, config: RefineConfig) -> bool:
 
 
 def settle_step(state: State, setup: Setup) -> None:
-    """One step of the averaged decoder, and of its prior if that has learned, towards the moments of real faces.
+    """One step of the averaged decoder, and of its prior if that has learned, towards the moments of real faces (Li,
+    Swersky & Zemel, "Generative moment matching networks", 2015).
 
     With a critic, moments stay where both pull alike. Alone, and at a small rate that falls to 0, they come closer; so
     few and small steps change nothing else.

@@ -186,7 +186,7 @@ def source_of(run: Path, data: Sequence[str] | None = None, labels: str | None =
 
 def _records(run: Path, saved: Checkpoint) -> list[dict[str, Any]]:
     """The lines of the run's metrics.jsonl up to a checkpoint."""
-    return [record for record in read_metrics(run) if record["epoch"] <= saved.state["epoch"]]
+    return [record for record in read_metrics(run) if record.get("step", math.inf) <= saved.step]
 
 
 def _config_fields(config: TrainConfig, saved: Checkpoint, model: VAE, run: Path, name: str | None) -> dict[str, Any]:
