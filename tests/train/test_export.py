@@ -254,6 +254,8 @@ def test_the_time_on_the_card():
     assert card.training_time(records, 2000) == "5 minutes on CPU, then GPU"  # 200 s and 100 s
     assert card.training_time(records[1:], 1000) == "50 seconds on GPU"
     assert card.training_time([{"images_per_second": 10.0}], 1000) == ""
+    parts = [{"images": 1000}, {"images": 1500, "images_per_second": 10.0, "device": "CPU"}, {"epoch": 2}]
+    assert card.training_time(parts, 1000) == "50 seconds on CPU"
 
 
 @pytest.mark.slow

@@ -30,12 +30,18 @@ _UNITS = {"negative_elbo": "nats", "reconstruction": "nats", "kl": "nats", "psnr
 def training_time(records: list[dict[str, Any]], images: int) -> str:
     """ "24 minutes on CPU (AMD EPYC), 2 threads", from the lines of metrics.jsonl; empty where they do not say it.
 
-    images: those of one epoch. The time for measuring, drawing and saving is not in it.
+    images: those of one epoch; a record may say itself, by "images", how many it and those before it had. The time for
+    measuring, drawing and saving is not in it, nor that of a record without a speed, as that of a mean of runs.
     """
     where = list(dict.fromkeys(str(record["device"]) for record in records if "device" in record))
     if not where:
         return ""
-    seconds = sum(images / record["images_per_second"] for record in records)
+    seconds, seen = 0.0, 0
+    for record in records:
+        count = record["images"] - seen if "images" in record else images
+        seen += count
+        if "images_per_second" in record:
+            seconds += count / record["images_per_second"]
     spent = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     return f"{spent} on {', then '.join(where)}"
 
