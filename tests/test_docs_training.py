@@ -100,7 +100,7 @@ def test_the_commands_of_training_run(place, capsys):
             limits = limits[-2:]  # its settings are those of the run
         elif "--out" in words and kind in ("train", "refine"):
             shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)  # two lines of docs give one name
-        if words[-1:] == ["avatars"] or (kind == "train" and "--data" not in words):
+        if "avatars" in words or (kind == "train" and "--data" not in words):
             limits = [*limits, "--avatars", "64"]
         for option in ("--inverse", "--gap"):
             limits = [*limits, option, "2"] if option in words else limits
