@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import augment, critic_loss, generator_loss
+from vae_train.adversarial.matching import FeatureMoments
 from vae_train.adversarial.spectrum import spectrum_distance
 from vae_train.adversarial.state import LOSSES, Setup, State
 from vae_train.engine.rng import EYES
@@ -131,9 +132,11 @@ def settle_step(state: State, setup: Setup) -> None:
         group["lr"] = config.settle_rate * left
     if state.step == config.adversarial_steps:
         for moments in state.moments:
+            assert isinstance(moments, FeatureMoments)
             moments.restart()
-    decoder = state.average.decoder.requires_grad_(True)
-    prior = state.average_prior.requires_grad_(bool(config.prior_images))
+    decoder, prior = state.average.decoder, state.average_prior
+    decoder.requires_grad_(True)
+    prior.requires_grad_(bool(config.prior_images))
     codes = prior(setup.draws(state.step, generator))
     with setup.autocast():
         drawn = decoder(codes)
