@@ -49,14 +49,16 @@ def average_runs(runs: Sequence[Path], out: Path) -> None:
                 found = [_like(value, name, other, run) for other, run in zip(saved, runs, strict=True)]
                 tensors[name] = torch.stack(found).mean(0, dtype=torch.float64).to(value.dtype)
                 tensors[trained + name.removeprefix(averaged)] = tensors[name].clone()
-    prior = learned_prior(first_prior(runs[0]), RefineConfig.load(runs[0]))
+    config = RefineConfig.load(runs[0])
+    prior = learned_prior(first_prior(runs[0]), config)
     prior.load_state_dict(part_of(tensors, "average_prior"))
     figures = _measure(tensors, first, runs[0])
     out.mkdir(parents=True, exist_ok=True)
     for file in (CONFIG_FILE, REFINE_FILE, FIRST_PRIOR):
         shutil.copy(runs[0] / file, out / file)
     before = [record for record in read_metrics(runs[0]) if record["step"] < first.step]
-    Logger(out, before, False).add({"epoch": first.state["epoch"], "step": first.step} | figures)
+    place = {"epoch": first.state["epoch"], "step": first.step, "images": first.step * config.batch_size}
+    Logger(out, before, False).add(place | figures)
     prior.to_prior().save(out / PRIOR_FILE)
     checkpoint.save(out / CHECKPOINTS, Checkpoint(first.step, first.state, tensors))
 

@@ -18,9 +18,9 @@ from vae_train.model.networks import VAE, reparameterize
 WARM_UP = 60
 """First steps of a run, in which the critic learns alone."""
 _TEXTURES = 0.25  # weight of the means of textures; at 1 contrast swung
-_SETTLED_AVERAGE = 500  # half-life of the moving averages while the decoder settles, in pictures
 _FAR = 0.05  # distance of moments from which on it grows like its root
 _MATCHED_AVERAGE = 1000  # half-life of the moving averages of moments, in pictures
+_SETTLED_AVERAGE = 500  # the same while the decoder settles
 _INTERVAL = 4  # some losses are computed in one step of so many, and weigh so many times more
 
 
