@@ -26,7 +26,7 @@ from vae_train.adversarial import refine as recipe
 from vae_train.adversarial.average import average_runs
 from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic, Projection, augment, critic_loss, generator_loss
-from vae_train.adversarial.matching import FeatureMoments, Textures
+from vae_train.adversarial.matching import FeatureMoments, Textures, pixels
 from vae_train.adversarial.prior import LearnedPrior
 from vae_train.adversarial.spectrum import log_spectrum, spectrum_distance
 from vae_train.adversarial.steps import pseudo_huber
@@ -46,7 +46,7 @@ from vae_train.model.networks import VAE, fold_batch_norm
 CPU = torch.device("cpu")
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 SETTINGS = RefineConfig(
-    images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5, prior_images=8, eyes=1.0, mouth=1.0
+    images=12, follow=8, batch_size=2, average=8, side=32, decay=0.5, prior_images=8, pixels=1.0, eyes=1.0, mouth=1.0
 )
 FLOW = LearnedPrior(Prior.standard(8), 2).to_prior()
 
@@ -201,7 +201,7 @@ def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_
     rng = np.random.default_rng(0)
     real, *batches = (rng.normal(i, 1 + i, (40, 3)) for i in range(5))
     moments = FeatureMoments(3, 2).double()
-    moments.calibrate(torch.from_numpy(real))
+    moments.calibrate(torch.from_numpy(real).split(15))
     mean, deviation = real.mean(0), real.std(0, ddof=1) + 1e-3
     values, directions = np.linalg.eigh(np.cov(real.T))
     basis = (directions / np.sqrt(values))[:, :0:-1]
@@ -224,8 +224,8 @@ def test_moments_have_the_value_of_the_averaged_decoder_and_the_gradient_of_the_
         by_mean = 2 * (means - mean) / deviation**2 / 3 / 40
         by_variance = 0.4 * ((features - mean) @ basis * np.log(variances) / variances) @ basis.T / 40
         np.testing.assert_allclose(inputs.grad, by_mean + by_variance, rtol=1e-4)
-    found = FeatureMoments(3, 0).double()
-    found.calibrate(torch.from_numpy(real))
+    found = FeatureMoments(3).double()
+    found.calibrate([torch.from_numpy(real)])
     assert found(torch.from_numpy(real), torch.from_numpy(real), half_life=40) == pytest.approx(0, abs=1e-12)
 
 
@@ -255,6 +255,30 @@ def test_textures_tell_flat_areas_from_almost_flat_ones():
     assert squares.mean() < 0.01
     assert values.mean() < 0.1
     assert logarithms.mean() > 1
+
+
+def test_the_mean_picture_shows_what_is_drawn_in_the_same_place_of_all_even_if_a_few_make_up_for_it():
+    generator = torch.Generator().manual_seed(0)
+    smooth = functional.interpolate(torch.rand(64, 3, 4, 4, generator=generator), size=32, mode="bicubic")
+    smooth = 0.25 + 0.5 * smooth.clamp(0, 1)
+    pattern = 0.02 * torch.randn(3, 32, 32, generator=generator).sign()
+    moments = FeatureMoments(pixels(smooth).shape[1], floor=0.1)
+    moments.calibrate(pixels(batch) for batch in smooth[:32].split(8))
+
+    def distance(image):
+        moments.restart()
+        return moments(pixels(image), pixels(image), half_life=1000).item()
+
+    others, signs = smooth[32:], torch.ones(32, 1, 1, 1)
+    signs[:2] = -15  # the mean of all is 0
+    assert distance(others + signs.abs().clamp(max=1) * pattern) > 20 * distance(others)
+    assert distance(others + signs * pattern) > 10 * distance(others)
+
+
+def test_a_pixel_that_hardly_varies_has_a_deviation_all_the_same():
+    moments = FeatureMoments(2, floor=0.1)
+    moments.calibrate([torch.tensor([[0.0, 1.0], [0.0, 3.0]])])
+    torch.testing.assert_close(moments.deviation, torch.tensor([0.1, 2**0.5 + 0.1]))
 
 
 def test_a_run_without_its_moments_or_its_first_prior_is_refused(networks, tmp_path, quick):

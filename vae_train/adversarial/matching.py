@@ -7,6 +7,8 @@ thousands of them shows it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +22,7 @@ _SIDE = 7  # of a filter, in pixels
 _STRIDE = 2
 _SEED = 11
 _UNSEEN = 0.02  # about what a flat area answers when it is rounded to 8 bits
+_EDGE = 0.04  # of the range of pixels: what an edge is, and no more, however strong
 
 
 class Textures(nn.Module):
@@ -50,6 +53,16 @@ class Textures(nn.Module):
         return torch.cat(means, 1)
 
 
+def pixels(image: Tensor) -> Tensor:
+    """The levels of the Laplacian pyramid of pictures, (n, 3, S, S) in [0, 1] -> (n, c); all but the last are bounded.
+
+    Their mean is a mean picture: what a decoder draws in the same place of every picture stays in it, where that of
+    real ones is smooth. Without a bound, a few pictures of the opposite pattern would make up for all others.
+    """
+    *edges, rest = laplacian_pyramid(image)
+    return torch.cat([level.flatten(1) for level in (*(torch.tanh(edge / _EDGE) for edge in edges), rest)], 1)
+
+
 class FeatureMoments(nn.Module):
     """The distance of the moments of drawn pictures' features from those of real ones: the mean of each channel, and
     the variance along each of the principal directions of the real features."""
@@ -65,9 +78,10 @@ class FeatureMoments(nn.Module):
     """The same, but slower, of how far those of the averaged decoder are from them."""
     seen: Tensor
 
-    def __init__(self, channels: int, directions: int) -> None:
-        """directions: 0 to match the means alone."""
+    def __init__(self, channels: int, directions: int = 0, floor: float = 1e-3) -> None:
+        """directions: 0 to match the means alone. floor: added to deviations, for channels that hardly vary."""
         super().__init__()
+        self.floor = floor
         self.register_buffer("real", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("basis", torch.zeros(channels, directions))
@@ -76,12 +90,21 @@ class FeatureMoments(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def calibrate(self, features: Tensor) -> None:
-        """Measure the moments of features (n, channels) of real pictures."""
-        self.real.copy_(features.mean(0))
-        self.deviation.copy_(features.std(0) + 1e-3)
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Measure the moments of features (n, channels) of real pictures, a batch at a time."""
+        count = 0
+        total = squares = products = torch.zeros((), dtype=torch.float64, device=self.real.device)
+        for features in (batch.double() for batch in batches):
+            count, total, squares = count + len(features), total + features.sum(0), squares + features.square().sum(0)
+            if self.basis.numel():
+                products = products + features.T @ features
+        mean = total / count
+        variance = (squares - count * mean.square()) / (count - 1)
+        self.real.copy_(mean)
+        self.deviation.copy_(variance.clamp(min=0).sqrt() + self.floor)
         if self.basis.numel():
-            variances, directions = torch.linalg.eigh(torch.cov(features.double().T))
+            covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
+            variances, directions = torch.linalg.eigh(covariance)
             basis = (directions / variances.clamp(min=1e-6).sqrt()).flip(1)  # from large to small
             self.basis.copy_(basis[:, : self.basis.shape[1]])
 

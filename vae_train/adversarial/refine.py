@@ -195,10 +195,10 @@ def calibrate(state: State, setup: Setup) -> None:
     state.critic.projection.calibrate(
         setup.features(augment(to_unit(chosen), setup.generator(_BEFORE), setup.config.noise))
     )
-    batches = [setup.statistics(to_unit(batch)) for batch in thinned(setup.real, _MATCHED).split(_CALIBRATION)]
-    for moments, found in zip(state.moments, zip(*batches, strict=True), strict=True):
+    batches = thinned(setup.real, _MATCHED).split(_CALIBRATION)
+    for moments, matcher in zip(state.moments, setup.matchers, strict=True):
         assert isinstance(moments, FeatureMoments)
-        moments.calibrate(torch.cat(found))
+        moments.calibrate(matcher(to_unit(batch)) for batch in batches)
 
 
 def imitate(state: State, start: VAE, setup: Setup) -> None:

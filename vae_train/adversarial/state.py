@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vae_train.adversarial.config import RefineConfig
 from vae_train.adversarial.critic import Critic
 from vae_train.adversarial.eyes import Eyes
 from vae_train.adversarial.features import FeatureNetwork, resized
-from vae_train.adversarial.matching import FeatureMoments, Textures
+from vae_train.adversarial.matching import FeatureMoments, Textures, pixels
 from vae_train.adversarial.mouth import Mouth
 from vae_train.adversarial.prior import LearnedPrior, Reach
 from vae_train.adversarial.spectrum import mean_spectrum
@@ -39,7 +40,8 @@ _POOL = 65_536  # draws of the prior at a time
 _POOL_USES = 4  # how often each of them is used, on average
 _REACH = 20_000  # draws that the reach of the first prior is measured on
 _MATCHED_SIDE = 160  # at which the network whose moments are matched sees pictures
-_MATCHED_DIRECTIONS = 256, 0  # of the features of the network and of textures
+_MATCHED_DIRECTIONS = 256  # of the features of that network
+_PIXEL_FLOOR = 0.1  # of deviations of pixels: a flat background has none
 
 LOSSES = (
     "critic_loss",
@@ -132,10 +134,20 @@ class Setup:
         found: list[Tensor] = self.network(image)
         return found
 
+    @property
+    def matchers(self) -> list[Callable[[Tensor], Tensor]]:
+        """What finds the features whose moments are matched, (n, 3, S, S) -> (n, c): the network, textures and, if
+        they have a weight, pixels."""
+
+        def network(image: Tensor) -> Tensor:
+            return self.matched.pooled(resized(image, _MATCHED_SIDE))
+
+        always: list[Callable[[Tensor], Tensor]] = [network, self.textures]
+        return [*always, pixels] if self.config.pixels else always
+
     def statistics(self, image: Tensor) -> list[Tensor]:
-        """The features whose moments are matched: (n, 3, S, S) -> (n, 1280) of the network and (n, c) of textures."""
-        image = image.float()
-        return [self.matched.pooled(resized(image, _MATCHED_SIDE)), self.textures(image)]
+        """The features whose moments are matched, of each of `matchers`."""
+        return [matcher(image.float()) for matcher in self.matchers]
 
     def autocast(self) -> torch.autocast:
         """The precision of decoder and critic."""
@@ -181,8 +193,9 @@ def make_state(setup: Setup, networks: TrainConfig, start: VAE | None) -> State:
     critic.to(device)
     prior.to(device)
     model.eval().encoder.requires_grad_(False)
-    matched = zip(setup.statistics(to_unit(setup.real[:1])), _MATCHED_DIRECTIONS, strict=True)
-    moments = nn.ModuleList(FeatureMoments(found.shape[1], count) for found, count in matched)
+    channels = [found.shape[1] for found in setup.statistics(to_unit(setup.real[:1]))]
+    moments = nn.ModuleList([FeatureMoments(channels[0], _MATCHED_DIRECTIONS), FeatureMoments(channels[1])])
+    moments.extend(FeatureMoments(count, floor=_PIXEL_FLOOR) for count in channels[2:])
     groups: list[dict[str, Any]] = [{"params": model.decoder.parameters()}]
     if config.prior_images:
         groups.append({"params": prior.parameters(), "lr": config.prior_rate})

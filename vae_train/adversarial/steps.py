@@ -97,8 +97,8 @@ def statistics_losses(state: State, setup: Setup, drawn: Tensor, codes: Tensor) 
                 averaged = state.average.decoder(codes)
             averaged = setup.statistics(averaged)
         matched = zip(state.moments, setup.statistics(drawn), averaged, strict=True)
-        network, textures = (moments(features, other, _MATCHED_AVERAGE) for moments, features, other in matched)
-        losses["moment_distance"] = _INTERVAL * pseudo_huber(network + _TEXTURES * textures)
+        distances = [moments(features, other, _MATCHED_AVERAGE) for moments, features, other in matched]
+        losses["moment_distance"] = _INTERVAL * moment_distance(distances, setup.config)
     return losses
 
 
@@ -141,8 +141,8 @@ def settle_step(state: State, setup: Setup) -> None:
     with setup.autocast():
         drawn = decoder(codes)
     matched = zip(state.moments, setup.statistics(drawn), strict=True)
-    network, textures = (moments(features, features.detach(), _SETTLED_AVERAGE) for moments, features in matched)
-    loss = network + _TEXTURES * textures
+    distances = [moments(features, features.detach(), _SETTLED_AVERAGE) for moments, features in matched]
+    loss = moment_distance(distances, config)
     state.settle_optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.settle_optimizer.step()
@@ -189,6 +189,13 @@ def posterior(model: VAE, image: Tensor, generator: torch.Generator) -> Tensor:
 def feature_distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
     """Mean squared differences of standardized features, summed over the scales."""
     return torch.stack([functional.mse_loss(f, w) for f, w in zip(found, wanted, strict=True)]).sum()
+
+
+def moment_distance(distances: list[Tensor], config: RefineConfig) -> Tensor:
+    """The distances that the moments of `Setup.matchers` have from real ones, as one: ()."""
+    network, textures, *mean_picture = distances
+    distance = pseudo_huber(network + _TEXTURES * textures)
+    return distance + sum(config.pixels * pseudo_huber(each) for each in mean_picture)
 
 
 def pseudo_huber(distance: Tensor) -> Tensor:
