@@ -32,7 +32,7 @@ class RefineConfig:
     features: float = _number(0.5, "weight of the feature distance of reconstructions", 0.0, 1e6)
     spectrum: float = _number(0.3, "weight of the distance of power spectra", 0.0, 1e6)
     moments: float = _number(40.0, "weight of the distance of means and variances of features", 0.0, 1e6)
-    pixels: float = _number(0.0, "weight of the mean picture among these moments", 0.0, 1e6)
+    pixels: float = _number(0.0, "weight of the mean picture among the moments", 0.0, 1e6)
     eyes: float = _number(0.0, "weight of how clear and how alike both eyes are; for aligned faces", 0.0, 1e6)
     mouth: float = _number(0.0, "weight of how clear the mouth is; for aligned faces", 0.0, 1e6)
     noise: float = _number(0.03, "deviation of the noise on what the critic sees; for flat drawings", 0.0, 1.0)
